@@ -1,0 +1,125 @@
+"""Runs batches of sampled requests through the instrumented model. The only module that knows onnxruntime."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidGraph, InvalidProtobuf, RuntimeException
+
+from agent.instrument import Instrumented
+
+_DATATYPES = {
+    "tensor(float)": "FP32",
+    "tensor(float16)": "FP16",
+    "tensor(double)": "FP64",
+    "tensor(bool)": "BOOL",
+    "tensor(string)": "BYTES",
+    "tensor(bfloat16)": "BF16",
+} | {f"tensor({sign}int{bits})": f"{sign.upper()}INT{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)}
+
+
+class ReplayError(RuntimeError):
+    """A model that onnxruntime cannot load, or a batch that it cannot run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Port:
+    """An input or output of the served model; the datatype in Open Inference Protocol terms, -1 for free extents."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Pooled:
+    """One probe's pooled values for a batch; arrays of shape (requests, channels)."""
+
+    mean: NDArray[np.floating]
+    maximum: NDArray[np.floating]
+    fraction: NDArray[np.floating]
+
+
+class Replayer:
+    """An onnxruntime session on an instrumented model."""
+
+    def __init__(self, instrumented: Instrumented, *, threads: int, gpu_mem_limit: int) -> None:
+        """``threads`` caps the CPU threads of one run, ``gpu_mem_limit`` the bytes of CUDA memory."""
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        # Spinning threads would burn the pod's CPU between batches.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.log_severity_level = 3
+        providers: list[Any] = ["CPUExecutionProvider"]
+        if "CUDAExecutionProvider" in ort.get_available_providers():
+            providers.insert(0, ("CUDAExecutionProvider", {"gpu_mem_limit": str(gpu_mem_limit)}))
+        try:
+            self._session = ort.InferenceSession(
+                instrumented.model.SerializeToString(), options, providers=providers
+            )
+        except (Fail, InvalidGraph, InvalidProtobuf, RuntimeException, RuntimeError, ValueError) as error:
+            raise ReplayError(f"onnxruntime cannot load the model: {error}") from error
+        self._instrumented = instrumented
+        self._fetched = list(
+            dict.fromkeys(
+                name
+                for outputs in instrumented.pooled.values()
+                for name in (outputs.mean, outputs.maximum, outputs.fraction)
+                if name is not None
+            )
+        )
+
+    @property
+    def provider(self) -> str:
+        """The execution provider in use, such as CUDAExecutionProvider."""
+        return str(self._session.get_providers()[0])
+
+    @property
+    def inputs(self) -> tuple[Port, ...]:
+        return tuple(_port(value) for value in self._session.get_inputs())
+
+    @property
+    def outputs(self) -> tuple[Port, ...]:
+        """The original model's outputs."""
+        kept = set(self._instrumented.outputs)
+        return tuple(_port(value) for value in self._session.get_outputs() if value.name in kept)
+
+    @property
+    def batch_size(self) -> int | None:
+        """The only batch size the model takes; None where it is free."""
+        fixed = [port.shape[0] for port in self.inputs if port.shape and port.shape[0] > 0]
+        return fixed[0] if fixed else None
+
+    def run(self, inputs: dict[str, NDArray[Any]]) -> dict[str, Pooled]:
+        """Pooled values by probe name for one batch; raises ReplayError where onnxruntime refuses the batch.
+
+        A probe whose first axis turns out not to be the requests is left out.
+        """
+        requests = len(next(iter(inputs.values())))
+        try:
+            values = dict(zip(self._fetched, self._session.run(self._fetched, inputs), strict=True))
+        except Exception as error:  # onnxruntime's errors share no base class below Exception
+            raise ReplayError(f"onnxruntime cannot run the batch: {error}") from error
+        pooled = {}
+        for name, outputs in self._instrumented.pooled.items():
+            mean, maximum = values[outputs.mean], values[outputs.maximum]
+            fraction = values[outputs.fraction] if outputs.fraction is not None else (mean > 0).astype(np.float32)
+            if mean.ndim == 2 and len(mean) == requests:
+                pooled[name] = Pooled(mean, maximum, fraction)
+        return pooled
+
+
+def stack(requests: Sequence[dict[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
+    """Concatenates requests of equal trailing shapes along the batch axis."""
+    return {name: np.concatenate([request[name] for request in requests]) for name in requests[0]}
+
+
+def _port(value: Any) -> Port:
+    shape = tuple(extent if isinstance(extent, int) and extent > 0 else -1 for extent in value.shape)
+    return Port(value.name, _DATATYPES.get(value.type, value.type), shape)

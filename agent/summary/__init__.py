@@ -1,0 +1,126 @@
+"""Mergeable per-channel summaries of pooled activations: a commutative monoid under `merge`.
+
+The statistical unit is the request: each request contributes one pooled mean, one pooled maximum and one active
+fraction per channel, and a summary says how those are distributed over requests. Counts and histograms merge exactly;
+``mean`` and ``m2`` merge by Chan, Golub and LeVeque (1979) in float64 and agree with a single pass to rounding.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agent.summary import histogram as _histogram
+from agent.summary.histogram import Floats, Histogram, Ints
+
+__all__ = ["Histogram", "Summary", "empty", "from_pooled", "merge"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Summary:
+    """Statistics of ``n`` requests; every array has shape (channels,).
+
+    A request with a NaN or infinite pooled value in a channel counts there in ``nonfinite`` and nowhere else, so the
+    moments of a channel are over ``n - nonfinite`` requests.
+    """
+
+    n: int
+    active: Ints
+    """Requests with any positive activation."""
+    nonfinite: Ints
+    fraction_sum: Floats
+    """Sum over requests of the share of positive activations, 0 to 1 each."""
+    fraction_sq_sum: Floats
+    mean: Floats
+    """Mean of the pooled mean; 0 where there is no finite request."""
+    m2: Floats
+    """Sum of squared deviations of the pooled mean from ``mean``."""
+    min: Floats
+    """Smallest pooled mean; +inf where there is no finite request."""
+    max: Floats
+    """Largest pooled maximum; -inf where there is no finite request."""
+    mean_histogram: Histogram
+    max_histogram: Histogram
+
+    @property
+    def channels(self) -> int:
+        return len(self.active)
+
+    @property
+    def finite(self) -> Ints:
+        """Requests with finite pooled values, per channel."""
+        return self.n - self.nonfinite
+
+
+def empty(channels: int, scale: int = _histogram.DEFAULT_SCALE) -> Summary:
+    """The neutral element of `merge`."""
+    return Summary(
+        n=0,
+        active=np.zeros(channels, np.int64),
+        nonfinite=np.zeros(channels, np.int64),
+        fraction_sum=np.zeros(channels),
+        fraction_sq_sum=np.zeros(channels),
+        mean=np.zeros(channels),
+        m2=np.zeros(channels),
+        min=np.full(channels, np.inf),
+        max=np.full(channels, -np.inf),
+        mean_histogram=_histogram.empty(channels, scale),
+        max_histogram=_histogram.empty(channels, scale),
+    )
+
+
+def from_pooled(
+    mean: NDArray[np.floating],
+    maximum: NDArray[np.floating],
+    fraction: NDArray[np.floating],
+    scale: int = _histogram.DEFAULT_SCALE,
+) -> Summary:
+    """Summarises one batch.
+
+    The three arrays have shape (requests, channels): pooled mean, pooled maximum and share of positive activations of
+    each request. Raises ValueError where the shapes differ.
+    """
+    if not (mean.ndim == 2 and mean.shape == maximum.shape == fraction.shape):
+        raise ValueError(f"pooled arrays differ in shape: {mean.shape}, {maximum.shape}, {fraction.shape}")
+    means, maxima = np.asarray(mean, np.float64), np.asarray(maximum, np.float64)
+    ok = np.isfinite(means) & np.isfinite(maxima)
+    finite = ok.sum(axis=0, dtype=np.int64)
+    fractions = np.where(ok, np.asarray(fraction, np.float64), 0.0)
+    average = np.where(ok, means, 0.0).sum(axis=0) / np.maximum(finite, 1)
+    return Summary(
+        n=len(means),
+        active=(ok & (maxima > 0)).sum(axis=0, dtype=np.int64),
+        nonfinite=len(means) - finite,
+        fraction_sum=fractions.sum(axis=0),
+        fraction_sq_sum=(fractions**2).sum(axis=0),
+        mean=average,
+        m2=(np.where(ok, means - average, 0.0) ** 2).sum(axis=0),
+        min=np.where(ok, means, np.inf).min(axis=0, initial=np.inf),
+        max=np.where(ok, maxima, -np.inf).max(axis=0, initial=-np.inf),
+        mean_histogram=_histogram.from_values(np.where(ok, means, np.nan), scale),
+        max_histogram=_histogram.from_values(np.where(ok, maxima, np.nan), scale),
+    )
+
+
+def merge(a: Summary, b: Summary) -> Summary:
+    """The summary of both sets of requests; raises ValueError where the channel counts differ."""
+    if a.channels != b.channels:
+        raise ValueError(f"cannot merge summaries of {a.channels} and {b.channels} channels")
+    na, nb = a.finite, b.finite
+    total = np.maximum(na + nb, 1)
+    delta = b.mean - a.mean
+    return Summary(
+        n=a.n + b.n,
+        active=a.active + b.active,
+        nonfinite=a.nonfinite + b.nonfinite,
+        fraction_sum=a.fraction_sum + b.fraction_sum,
+        fraction_sq_sum=a.fraction_sq_sum + b.fraction_sq_sum,
+        mean=(na * a.mean + nb * b.mean) / total,
+        m2=a.m2 + b.m2 + delta**2 * (na * nb / total),
+        min=np.minimum(a.min, b.min),
+        max=np.maximum(a.max, b.max),
+        mean_histogram=_histogram.merge(a.mean_histogram, b.mean_histogram),
+        max_histogram=_histogram.merge(a.max_histogram, b.max_histogram),
+    )

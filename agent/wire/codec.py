@@ -1,0 +1,233 @@
+"""Protobuf encoding of envelopes and histograms. Decoding checks everything that merging relies on.
+
+A message that is no protobuf, of a newer schema, or with arrays that do not fit together raises `WireError`, whose text
+says which field is wrong; nothing half-decoded gets past this module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from google.protobuf.message import DecodeError
+
+from agent.summary import Histogram, Summary
+from agent.summary.histogram import MAX_SCALE, MIN_SCALE, Ints
+from agent.wire import reluscope_pb2 as pb
+from agent.wire.messages import Deployment, Envelope, NotProbed, Probe, ProbeKind, ProbeWindow, Window
+
+SCHEMA_VERSION = 1
+MAX_CHANNELS = 1 << 20
+"""A wider probe is refused: no layer has as many, so the message is damaged."""
+
+_KINDS: dict[ProbeKind, pb.ProbeKind] = {"input": pb.INPUT, "activation": pb.ACTIVATION, "output": pb.OUTPUT}
+_KIND_NAMES: dict[int, ProbeKind] = {number: kind for kind, number in _KINDS.items()}
+_COUNTS = ("active", "nonfinite")
+_VALUES = ("fraction_sum", "fraction_sq_sum", "mean", "m2", "min", "max")
+
+
+class WireError(ValueError):
+    """A message that cannot be decoded, and why."""
+
+
+def encode(envelope: Envelope) -> bytes:
+    """The bytes of one Kafka message."""
+    message = pb.Envelope(
+        schema_version=SCHEMA_VERSION,
+        agent_id=envelope.agent_id,
+        boot_epoch=envelope.boot_epoch,
+        seq=envelope.seq,
+        model=envelope.model,
+        version=envelope.version,
+        digest=envelope.digest,
+    )
+    body = envelope.body
+    if isinstance(body, Window):
+        message.window.start_unix_ms, message.window.end_unix_ms = body.start_ms, body.end_ms
+        message.window.probes.extend(_summary_out(item) for item in body.probes)
+    else:
+        message.deployment.at_unix_ms, message.deployment.provider = body.at_ms, body.provider
+        message.deployment.probes.extend(_probe_out(probe) for probe in body.probes)
+        message.deployment.not_probed.extend(
+            pb.NotProbed(name=item.name, op=item.op, reason=item.reason) for item in body.not_probed
+        )
+    return message.SerializeToString()
+
+
+def decode(data: bytes) -> Envelope:
+    """The envelope in ``data``; raises WireError where it is damaged, implausible or of a newer schema."""
+    message = pb.Envelope()
+    try:
+        message.ParseFromString(data)
+    except DecodeError as error:
+        raise WireError(f"not a reluscope message: {error}") from error
+    if message.schema_version == 0:
+        raise WireError("not a reluscope message: no schema_version")
+    if message.schema_version > SCHEMA_VERSION:
+        raise WireError(
+            f"schema_version {message.schema_version} is newer than {SCHEMA_VERSION}: upgrade the detector before the agents"
+        )
+    for name in ("agent_id", "model", "version"):
+        if not getattr(message, name):
+            raise WireError(f"{name} is empty")
+    kind = message.WhichOneof("body")
+    if kind is None:
+        raise WireError("the message has neither a window nor a deployment")
+    body = _window_in(message.window) if kind == "window" else _deployment_in(message.deployment)
+    return Envelope(
+        message.agent_id,
+        message.boot_epoch,
+        message.seq,
+        message.model,
+        message.version,
+        message.digest,
+        body,
+    )
+
+
+def encode_histograms(summary: Summary) -> bytes:
+    """Both histograms of a summary, for storage beside its arrays."""
+    return pb.ProbeSummary(
+        mean_histogram=_histogram_out(summary.mean_histogram), max_histogram=_histogram_out(summary.max_histogram)
+    ).SerializeToString()
+
+
+def decode_histograms(data: bytes) -> tuple[Histogram, Histogram]:
+    """The inverse of `encode_histograms`: (of pooled means, of pooled maxima)."""
+    message = pb.ProbeSummary()
+    try:
+        message.ParseFromString(data)
+    except DecodeError as error:
+        raise WireError(f"not a stored pair of histograms: {error}") from error
+    channels = len(message.mean_histogram.zeros)
+    return _histogram_in(message.mean_histogram, channels), _histogram_in(message.max_histogram, channels)
+
+
+def _probe_out(probe: Probe) -> pb.Probe:
+    return pb.Probe(
+        name=probe.name,
+        op=probe.op,
+        tensor=probe.tensor,
+        channels=probe.channels or 0,
+        axis=probe.axis,
+        kind=_KINDS[probe.kind],
+        position=probe.position,
+        exact_zero=probe.exact_zero,
+    )
+
+
+def _probe_in(message: pb.Probe) -> Probe:
+    if not message.name:
+        raise WireError("a probe has no name")
+    kind = _KIND_NAMES.get(message.kind)
+    if kind is None:
+        raise WireError(f"probe {message.name}: kind {message.kind} is unknown")
+    return Probe(
+        name=message.name,
+        op=message.op,
+        tensor=message.tensor,
+        channels=message.channels or None,
+        axis=message.axis,
+        kind=kind,
+        position=message.position,
+        exact_zero=message.exact_zero,
+    )
+
+
+def _deployment_in(message: pb.Deployment) -> Deployment:
+    return Deployment(
+        at_ms=message.at_unix_ms,
+        probes=tuple(_probe_in(probe) for probe in message.probes),
+        not_probed=tuple(NotProbed(item.name, item.op, item.reason) for item in message.not_probed),
+        provider=message.provider,
+    )
+
+
+def _window_in(message: pb.Window) -> Window:
+    if not 0 < message.start_unix_ms < message.end_unix_ms:
+        raise WireError(f"window [{message.start_unix_ms}, {message.end_unix_ms}) ms is no span of time")
+    return Window(message.start_unix_ms, message.end_unix_ms, tuple(_summary_in(item) for item in message.probes))
+
+
+def _summary_out(item: ProbeWindow) -> pb.ProbeSummary:
+    summary = item.summary
+    arrays = {name: getattr(summary, name).tolist() for name in _COUNTS + _VALUES}
+    return pb.ProbeSummary(
+        probe=_probe_out(item.probe),
+        n=summary.n,
+        mean_histogram=_histogram_out(summary.mean_histogram),
+        max_histogram=_histogram_out(summary.max_histogram),
+        **arrays,
+    )
+
+
+def _summary_in(message: pb.ProbeSummary) -> ProbeWindow:
+    probe = _probe_in(message.probe)
+    channels = len(message.active)
+    if not 0 < channels <= MAX_CHANNELS:
+        raise WireError(f"probe {probe.name}: {channels} channels")
+    for name in _COUNTS + _VALUES:
+        if len(getattr(message, name)) != channels:
+            raise WireError(f"probe {probe.name}: {name} has {len(getattr(message, name))} of {channels} entries")
+    counts = {name: _integers(getattr(message, name)) for name in _COUNTS}
+    values = {name: np.array(getattr(message, name), np.float64) for name in _VALUES}
+    if any(((array < 0) | (array > message.n)).any() for array in counts.values()):
+        raise WireError(f"probe {probe.name}: a channel counts more requests than the window's {message.n}")
+    moments = (values[name] for name in _VALUES if name not in ("min", "max"))
+    if not all(np.isfinite(array).all() for array in moments):
+        raise WireError(f"probe {probe.name}: a moment is not finite")
+    histograms = [_histogram_in(part, channels) for part in (message.mean_histogram, message.max_histogram)]
+    finite = message.n - counts["nonfinite"]
+    if any(not np.array_equal(histogram.totals(), finite) for histogram in histograms):
+        raise WireError(f"probe {probe.name}: a histogram's counts do not add up to the finite requests")
+    arrays: dict[str, Any] = {**counts, **values}
+    summary = Summary(n=message.n, mean_histogram=histograms[0], max_histogram=histograms[1], **arrays)
+    return ProbeWindow(probe, summary)
+
+
+def _histogram_out(histogram: Histogram) -> pb.Histogram:
+    message = pb.Histogram(scale=histogram.scale, zeros=histogram.zeros.tolist())
+    for sign, buckets in ((1, message.positive), (-1, message.negative)):
+        kept = histogram.sign == sign
+        channel, index = histogram.channel[kept], histogram.index[kept]
+        deltas = np.diff(index, prepend=0)
+        starts = np.flatnonzero(np.diff(channel, prepend=-1))
+        deltas[starts] = index[starts]
+        buckets.row_lengths.extend(np.bincount(channel, minlength=histogram.channels).tolist() if len(channel) else ())
+        buckets.index.extend(deltas.tolist())
+        buckets.count.extend(histogram.count[kept].tolist())
+    return message
+
+
+def _histogram_in(message: pb.Histogram, channels: int) -> Histogram:
+    if not MIN_SCALE <= message.scale <= MAX_SCALE:
+        raise WireError(f"histogram scale {message.scale} is outside [{MIN_SCALE}, {MAX_SCALE}]")
+    if len(message.zeros) != channels:
+        raise WireError(f"a histogram has {len(message.zeros)} of {channels} channels")
+    parts = [_buckets_in(message.negative, channels, -1), _buckets_in(message.positive, channels, 1)]
+    channel, sign, index, count = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+    order = np.lexsort((sign * index, sign, channel))
+    zeros = _integers(message.zeros)
+    return Histogram(message.scale, zeros, channel[order], sign[order], index[order], count[order])
+
+
+def _buckets_in(message: pb.Buckets, channels: int, sign: int) -> tuple[Ints, Ints, Ints, Ints]:
+    lengths, deltas, count = (_integers(part) for part in (message.row_lengths, message.index, message.count))
+    if len(lengths) not in (0, channels) or len(deltas) != len(count) or lengths.sum() != len(count):
+        raise WireError("a histogram's rows, indices and counts do not fit together")
+    if (count <= 0).any():
+        raise WireError("a histogram has an empty bucket")
+    channel = np.repeat(np.arange(len(lengths)), lengths)
+    running = np.cumsum(deltas)
+    starts = np.cumsum(lengths) - lengths
+    offsets = np.where(starts > 0, running[np.maximum(starts - 1, 0)], 0) if len(running) else np.zeros_like(starts)
+    index = running - np.repeat(offsets, lengths)
+    return channel.astype(np.int64), np.full(len(count), sign, np.int64), index.astype(np.int64), count
+
+
+def _integers(values: Iterable[int]) -> Ints:
+    try:
+        return np.array(list(values), np.int64)
+    except OverflowError as error:
+        raise WireError("a count exceeds 63 bits") from error
