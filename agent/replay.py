@@ -60,9 +60,7 @@ class Replayer:
         if "CUDAExecutionProvider" in ort.get_available_providers():
             providers.insert(0, ("CUDAExecutionProvider", {"gpu_mem_limit": str(gpu_mem_limit)}))
         try:
-            self._session = ort.InferenceSession(
-                instrumented.model.SerializeToString(), options, providers=providers
-            )
+            self._session = ort.InferenceSession(instrumented.model.SerializeToString(), options, providers=providers)
         except (Fail, InvalidGraph, InvalidProtobuf, RuntimeException, RuntimeError, ValueError) as error:
             raise ReplayError(f"onnxruntime cannot load the model: {error}") from error
         self._instrumented = instrumented

@@ -12,6 +12,7 @@ from agent import summary
 from agent.replay import Pooled
 from agent.summary import Summary
 from agent.summary.histogram import Ints
+from agent.wire import Probe
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -25,8 +26,18 @@ class Slot:
     end_ms: int
 
 
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """A window that takes no more requests; ``probes`` are those of the model version it observed, in graph order."""
+
+    slot: Slot
+    probes: tuple[Probe, ...]
+    summaries: dict[str, Summary]
+
+
 @dataclass(slots=True)
 class _Open:
+    probes: tuple[Probe, ...]
     summaries: dict[str, Summary] = field(default_factory=dict)
     buffered: dict[str, list[Pooled]] = field(default_factory=dict)
     rows: int = 0
@@ -48,13 +59,19 @@ class Accumulator:
         self._open: dict[Slot, _Open] = {}
 
     def add(
-        self, model: str, version: str, digest: str, pooled: Mapping[str, Pooled], arrived_ms: Ints
+        self,
+        model: str,
+        version: str,
+        digest: str,
+        probes: tuple[Probe, ...],
+        pooled: Mapping[str, Pooled],
+        arrived_ms: Ints,
     ) -> None:
         """Adds one batch; ``arrived_ms`` has shape (requests,), as every pooled array's first axis."""
         starts = arrived_ms // self._window_ms * self._window_ms
         for start in np.unique(starts).tolist():
             slot = Slot(model, version, digest, start, start + self._window_ms)
-            window = self._open.setdefault(slot, _Open())
+            window = self._open.setdefault(slot, _Open(probes))
             rows = starts == start
             for name, values in pooled.items():
                 window.buffered.setdefault(name, []).append(_take(values, rows))
@@ -62,20 +79,20 @@ class Accumulator:
             if window.rows >= self._buffer_rows:
                 _summarise(window)
 
-    def close(self, now_ms: int) -> list[tuple[Slot, dict[str, Summary]]]:
+    def close(self, now_ms: int) -> list[Closed]:
         """Removes and returns the windows that ended more than the grace period ago, oldest first."""
         return self._remove([slot for slot in self._open if slot.end_ms + self._grace_ms <= now_ms])
 
-    def drain(self) -> list[tuple[Slot, dict[str, Summary]]]:
+    def drain(self) -> list[Closed]:
         """Removes and returns all windows, finished or not: for shutting down."""
         return self._remove(list(self._open))
 
-    def _remove(self, slots: list[Slot]) -> list[tuple[Slot, dict[str, Summary]]]:
+    def _remove(self, slots: list[Slot]) -> list[Closed]:
         removed = []
         for slot in sorted(slots, key=lambda slot: (slot.start_ms, slot)):
             window = self._open.pop(slot)
             _summarise(window)
-            removed.append((slot, window.summaries))
+            removed.append(Closed(slot, window.probes, window.summaries))
         return removed
 
 
@@ -85,8 +102,11 @@ def _take(values: Pooled, rows: NDArray[np.bool_]) -> Pooled:
 
 def _summarise(window: _Open) -> None:
     for name, parts in window.buffered.items():
-        columns = (np.concatenate([getattr(part, field) for part in parts]) for field in ("mean", "maximum", "fraction"))
-        fresh = summary.from_pooled(*columns)
+        fresh = summary.from_pooled(
+            np.concatenate([part.mean for part in parts]),
+            np.concatenate([part.maximum for part in parts]),
+            np.concatenate([part.fraction for part in parts]),
+        )
         known = window.summaries.get(name)
         window.summaries[name] = fresh if known is None else summary.merge(known, fresh)
     window.buffered.clear()

@@ -10,17 +10,24 @@ import onnx
 from onnx import helper, numpy_helper, shape_inference
 
 _CHANNELS_SECOND = frozenset(
-    """Conv ConvTranspose ConvInteger QLinearConv FusedConv BatchNormalization InstanceNormalization GroupNormalization
-    MaxPool AveragePool LpPool GlobalAveragePool GlobalMaxPool LRN DepthToSpace SpaceToDepth Upsample Resize""".split()
+    """
+    Conv ConvTranspose ConvInteger QLinearConv FusedConv BatchNormalization InstanceNormalization
+    GroupNormalization MaxPool AveragePool LpPool GlobalAveragePool GlobalMaxPool LRN DepthToSpace SpaceToDepth
+    Upsample Resize
+    """.split()  # noqa: SIM905 - a list of 50 quoted words is harder to read
 )
 _CHANNELS_LAST = frozenset(
-    """MatMul Gemm FusedGemm FusedMatMul MatMulInteger QLinearMatMul LayerNormalization SimplifiedLayerNormalization
-    SkipLayerNormalization""".split()
+    """
+    MatMul Gemm FusedGemm FusedMatMul MatMulInteger QLinearMatMul LayerNormalization SimplifiedLayerNormalization
+    SkipLayerNormalization
+    """.split()  # noqa: SIM905 - a list of 50 quoted words is harder to read
 )
 _CHANNELS_KEPT = frozenset(
-    """Relu LeakyRelu PRelu ThresholdedRelu Clip Elu Selu Celu HardSwish Gelu Softplus Mish Sigmoid Tanh Softmax
-    LogSoftmax HardSigmoid Erf Sqrt Pow Exp Neg Abs Add Sub Mul Div Max Min Sum Mean Identity Dropout Cast Concat Pad
-    QuantizeLinear DequantizeLinear""".split()
+    """
+    Relu LeakyRelu PRelu ThresholdedRelu Clip Elu Selu Celu HardSwish Gelu Softplus Mish Sigmoid Tanh Softmax
+    LogSoftmax HardSigmoid Erf Sqrt Pow Exp Neg Abs Add Sub Mul Div Max Min Sum Mean Identity Dropout Cast Concat
+    Pad QuantizeLinear DequantizeLinear
+    """.split()  # noqa: SIM905 - a list of 50 quoted words is harder to read
 )
 _MAX_STEPS = 64
 

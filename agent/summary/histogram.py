@@ -1,11 +1,11 @@
 """Sparse exponential histograms, one per channel, that merge exactly.
 
-Bucket ``i`` at ``scale`` holds the values in ``(base**i, base**(i + 1)]`` with ``base = 2 ** (2 ** -scale)``: the layout
-of OpenTelemetry's exponential histogram, so a bucket's relative width is ``base - 1`` (4.4 % at scale 4). Exactly zero
-has a count of its own; negative values have mirrored buckets. Counts are integers, so merging shards in any order
-gives the same histogram as one pass over all values. When a channel would occupy more than ``MAX_BUCKETS`` buckets
-the scale of the whole histogram drops until it fits; because fitting is monotone in the set of values, the final scale
-does not depend on the order of merging.
+Bucket ``i`` at ``scale`` holds the values in ``(base**i, base**(i + 1)]`` with ``base = 2 ** (2 ** -scale)``: the
+layout of OpenTelemetry's exponential histogram, so a bucket's relative width is ``base - 1`` (4.4 % at scale 4).
+Exactly zero has a count of its own; negative values have mirrored buckets. Counts are integers, so merging shards in
+any order gives the same histogram as one pass over all values. When a channel would occupy more than ``MAX_BUCKETS``
+buckets the scale of the whole histogram drops until it fits; because fitting is monotone in the set of values, the
+final scale does not depend on the order of merging.
 
 Source: OpenTelemetry metrics data model, "ExponentialHistogram"; Masson et al., DDSketch, VLDB 2019.
 """

@@ -21,7 +21,7 @@ SCHEMA_VERSION = 1
 MAX_CHANNELS = 1 << 20
 """A wider probe is refused: no layer has as many, so the message is damaged."""
 
-_KINDS: dict[ProbeKind, pb.ProbeKind] = {"input": pb.INPUT, "activation": pb.ACTIVATION, "output": pb.OUTPUT}
+_KINDS: dict[ProbeKind, pb.ProbeKind.ValueType] = {"input": pb.INPUT, "activation": pb.ACTIVATION, "output": pb.OUTPUT}
 _KIND_NAMES: dict[int, ProbeKind] = {number: kind for kind, number in _KINDS.items()}
 _COUNTS = ("active", "nonfinite")
 _VALUES = ("fraction_sum", "fraction_sq_sum", "mean", "m2", "min", "max")
@@ -66,7 +66,8 @@ def decode(data: bytes) -> Envelope:
         raise WireError("not a reluscope message: no schema_version")
     if message.schema_version > SCHEMA_VERSION:
         raise WireError(
-            f"schema_version {message.schema_version} is newer than {SCHEMA_VERSION}: upgrade the detector before the agents"
+            f"schema_version {message.schema_version} is newer than {SCHEMA_VERSION}: "
+            "upgrade the detector before the agents"
         )
     for name in ("agent_id", "model", "version"):
         if not getattr(message, name):

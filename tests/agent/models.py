@@ -34,7 +34,9 @@ class Builder:
         return self.node("Conv", [x, weight, bias], name, strides=[stride] * 2, pads=[pad] * 4)
 
     def gemm(self, x: str, name: str, cin: int, cout: int) -> str:
-        return self.node("Gemm", [x, self.weight(f"{name}_w", cin, cout, fan_in=cin), self.weight(f"{name}_b", cout)], name)
+        return self.node(
+            "Gemm", [x, self.weight(f"{name}_w", cin, cout, fan_in=cin), self.weight(f"{name}_b", cout)], name
+        )
 
     def model(self, inputs: dict[str, Sequence[int | str]], outputs: dict[str, int]) -> onnx.ModelProto:
         """Outputs are given as tensor -> rank."""

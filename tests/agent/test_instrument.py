@@ -155,8 +155,11 @@ def test_inspect_prints_table_and_json(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     onnx.save(small_cnn(), path)
     table = CliRunner().invoke(command, [str(path)])
-    assert "relu2" in table.output and "5 probes, 19 channels" in table.output
+    assert "relu2" in table.output
+    assert "5 probes, 19 channels" in table.output
     document = CliRunner().invoke(command, [str(path), "--json"])
-    assert '"not_probed": []' in document.output and '"axis": 1' in document.output
+    assert '"not_probed": []' in document.output
+    assert '"axis": 1' in document.output
     missing = CliRunner().invoke(command, [str(tmp_path / "none.onnx")])
-    assert missing.exit_code == 1 and "no such file" in missing.output
+    assert missing.exit_code == 1
+    assert "no such file" in missing.output

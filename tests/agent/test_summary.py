@@ -96,7 +96,7 @@ def test_unlike_channels_do_not_merge() -> None:
 def test_bucket_bounds_enclose_the_value(value: float, scale: int) -> None:
     index = hist.bucket_index(np.array([value]), scale)
     exact = math.log2(value) * 2.0**scale
-    assert index[0] - 1e-6 * 2.0**max(scale, 0) <= exact <= index[0] + 1 + 1e-6 * 2.0**max(scale, 0)
+    assert index[0] - 1e-6 * 2.0 ** max(scale, 0) <= exact <= index[0] + 1 + 1e-6 * 2.0 ** max(scale, 0)
 
 
 @pytest.mark.parametrize("scale", [-2, 0, 4, 10])

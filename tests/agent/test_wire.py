@@ -27,7 +27,8 @@ def test_windows_survive_the_round_trip(values: np.ndarray) -> None:
     sent = envelope(summarise(values))
     got = wire.decode(wire.encode(sent))
     assert (got.agent_id, got.boot_epoch, got.seq, got.key, got.digest) == ("pod-1", 3, 7, "digits@1", "ab" * 32)
-    assert isinstance(got.body, wire.Window) and isinstance(sent.body, wire.Window)
+    assert isinstance(got.body, wire.Window)
+    assert isinstance(sent.body, wire.Window)
     a, b = got.body.probes[0], sent.body.probes[0]
     assert a.probe == PROBE
     for name in ("n", "active", "nonfinite", "fraction_sum", "fraction_sq_sum", "mean", "m2", "min", "max"):
@@ -35,11 +36,14 @@ def test_windows_survive_the_round_trip(values: np.ndarray) -> None:
     assert a.summary.mean_histogram.same_as(b.summary.mean_histogram)
     assert a.summary.max_histogram.same_as(b.summary.max_histogram)
     means, maxima = wire.decode_histograms(wire.encode_histograms(b.summary))
-    assert means.same_as(b.summary.mean_histogram) and maxima.same_as(b.summary.max_histogram)
+    assert means.same_as(b.summary.mean_histogram)
+    assert maxima.same_as(b.summary.max_histogram)
 
 
 def test_deployments_survive_the_round_trip() -> None:
-    body = wire.Deployment(5, (PROBE,), (wire.NotProbed("n", "Tanh", "Tanh is not a rectifier"),), "CPUExecutionProvider")
+    body = wire.Deployment(
+        5, (PROBE,), (wire.NotProbed("n", "Tanh", "Tanh is not a rectifier"),), "CPUExecutionProvider"
+    )
     sent = wire.Envelope("pod-1", 1, 1, "digits", "2", "00", body)
     assert wire.decode(wire.encode(sent)) == sent
 

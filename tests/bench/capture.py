@@ -1,6 +1,6 @@
 """Cost of capturing activation statistics: plain session, instrumented session, and fetching everything into numpy.
 
-Run as ``python -m tests.bench.capture``. The contenders take turns within one run, so the ratios hold on a noisy machine.
+Run as ``python -m tests.bench.capture``. The contenders take turns in one run, so ratios hold on a noisy machine.
 """
 
 from __future__ import annotations

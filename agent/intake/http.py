@@ -1,0 +1,281 @@
+"""Open Inference Protocol v2 over HTTP: takes a request, answers at once, and leaves the rest to others.
+
+Before the answer a request costs only this: its body is read within bounds, its identity hashed, and, if it is in the
+sample, it is offered to the queue. Nothing is parsed or decompressed. The outputs in the answer are empty: the agent
+observes, it does not serve. With `X-Reluscope-Validate: 1` a request is parsed first, for setting up a new client.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Generator
+from typing import Any
+
+import orjson
+import structlog
+import uvicorn
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from agent.intake.catalog import Catalog, ModelMetadata, describe
+from agent.intake.oip import Limits, OipError, parse_request
+from agent.intake.queue import ByteQueue, Captured
+from agent.metrics import CONTENT_TYPE, AgentMetrics
+from agent.sampling import Sampler, id_at_head, identity
+
+_log = structlog.get_logger()
+_OVERHEAD = 512
+"""Bytes that a queued request takes besides its body."""
+
+
+def build_app(
+    catalog: Catalog,
+    queue: ByteQueue[Captured],
+    sampler: Sampler,
+    metrics: AgentMetrics,
+    limits: Limits,
+    clock: Callable[[], float] = time.time,
+) -> Starlette:
+    """The agent's HTTP application: inference, metadata, health and /metrics."""
+    intake = _Intake(catalog, queue, sampler, metrics, limits, clock)
+    routes = [
+        Route("/v2", intake.server, methods=["GET"]),
+        Route("/v2/health/live", intake.live, methods=["GET"]),
+        Route("/v2/health/ready", intake.ready, methods=["GET"]),
+        Route("/metrics", intake.metrics_page, methods=["GET"]),
+    ]
+    for path in ("/v2/models/{model}", "/v2/models/{model}/versions/{version}"):
+        routes.append(Route(path + "/infer", intake.infer, methods=["POST"]))
+        routes.append(Route(path, intake.metadata, methods=["GET"]))
+        routes.append(Route(path + "/ready", intake.model_ready, methods=["GET"]))
+    return Starlette(routes=routes, exception_handlers={HTTPException: _http_error})
+
+
+class _Intake:
+    """The handlers, and the bytes that are being received now."""
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        queue: ByteQueue[Captured],
+        sampler: Sampler,
+        metrics: AgentMetrics,
+        limits: Limits,
+        clock: Callable[[], float],
+    ) -> None:
+        self._catalog = catalog
+        self._queue = queue
+        self._sampler = sampler
+        self._metrics = metrics
+        self._limits = limits
+        self._clock = clock
+        self._receiving = 0
+        self._validating = asyncio.Lock()
+
+    async def infer(self, request: Request) -> Response:
+        """Answer, having put the request into the queue where it is in the sample."""
+        model = self._find(request)
+        self._metrics.requests_total.labels(model.name).inc()
+        if not model.ready:
+            self._metrics.dropped_total.labels("model_not_ready").inc()
+            return _json({"error": f"model {model.name} version {model.version} is not ready"}, 503)
+        try:
+            header_length = _header_length(request)
+            encoding = _encoding(request)
+            body = await self._receive(request)
+            if request.headers.get("x-reluscope-validate") == "1":
+                async with self._validating:  # one at a time: this is for people, not for traffic
+                    await asyncio.to_thread(
+                        parse_request, body, header_length, model.inputs, encoding=encoding, limits=self._limits
+                    )
+        except OipError as error:
+            self._metrics.rejected_total.labels(model.name, error.reason).inc()
+            status = {"too_large": 413, "bad_encoding": 415}.get(error.reason, 400)
+            return _json({"error": error.message}, status)
+        request_id = self._sample(request, model, body, header_length, encoding)
+        answer: dict[str, Any] = {"model_name": model.name, "model_version": model.version, "outputs": []}
+        if request_id is not None:
+            answer["id"] = request_id
+        return _json(answer)
+
+    def _sample(
+        self, request: Request, model: ModelMetadata, body: bytes, header_length: int | None, encoding: str | None
+    ) -> str | None:
+        """Offer the request to the queue if it is in the sample; its "id", where that is at the head of the JSON."""
+        body_id = id_at_head(body) if encoding is None and header_length != 0 else None
+        header_id = request.headers.get("x-request-id")
+        if self._sampler.keep(identity(header_id, body_id, body)):
+            self._metrics.sampled_total.labels(model.name).inc()
+            arrived_ms = int(self._clock() * 1000)
+            captured = Captured(
+                model.name, model.version, body, header_length, encoding, header_id or body_id, arrived_ms
+            )
+            if not self._queue.offer(captured, len(body) + _OVERHEAD):
+                self._metrics.dropped_total.labels("queue_full").inc()
+        return body_id
+
+    async def _receive(self, request: Request) -> bytes:
+        """The body. Holds no more than its limit, and with all other bodies no more than theirs.
+
+        Raises:
+            OipError: "too_large", before anything is read where the client gives the length.
+            HTTPException: 408, 499 or 503, counted.
+        """
+        limit = self._limits.max_body_bytes
+        announced = request.headers.get("content-length", "")
+        if announced.isdecimal() and int(announced) > limit:
+            raise OipError("too_large", f"the body has {announced} bytes, more than {limit}")
+        chunks: list[bytes] = []
+        size = 0
+        try:
+            async with asyncio.timeout(self._limits.max_receive_seconds):
+                async for chunk in request.stream():
+                    size += len(chunk)
+                    self._receiving += len(chunk)
+                    if size > limit:
+                        raise OipError("too_large", f"the body has more than {limit} bytes")
+                    if self._receiving > self._limits.max_receiving_bytes:
+                        self._metrics.dropped_total.labels("inflight_bytes").inc()
+                        raise HTTPException(503, "too many bytes are being received")
+                    chunks.append(chunk)
+        except TimeoutError as error:
+            self._metrics.dropped_total.labels("slow_body").inc()
+            raise HTTPException(408, "the body did not come in time") from error
+        except ClientDisconnect as error:
+            self._metrics.dropped_total.labels("disconnected").inc()
+            raise HTTPException(499, "the client has gone") from error
+        finally:
+            self._receiving -= size
+        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+    def _find(self, request: Request) -> ModelMetadata:
+        name, version = request.path_params["model"], request.path_params.get("version")
+        model = self._catalog.version(name, version)
+        if model is None:
+            if request.method == "POST":  # the name is the client's, so it is no label
+                self._metrics.rejected_total.labels("", "unknown_model").inc()
+            wanted = name if version is None else f"{name} version {version}"
+            raise HTTPException(404, f"unknown model {wanted[:200]}")
+        return model
+
+    async def server(self, request: Request) -> Response:
+        """Server metadata."""
+        return _json({"name": "reluscope-agent", "version": "2", "extensions": ["binary_tensor_data"]})
+
+    async def live(self, request: Request) -> Response:
+        """200 while the event loop turns."""
+        return _json({"live": True})
+
+    async def ready(self, request: Request) -> Response:
+        """200 once at least one model can be replayed."""
+        ready = any(model.ready for model in self._catalog.models())
+        return _json({"ready": ready}, 200 if ready else 503)
+
+    async def metadata(self, request: Request) -> Response:
+        """Model metadata: inputs and outputs as the model declares them."""
+        model = self._find(request)
+        versions = [other.version for other in self._catalog.models() if other.name == model.name]
+        return _json(describe(model, versions))
+
+    async def model_ready(self, request: Request) -> Response:
+        """200 where requests for this model can be replayed."""
+        model = self._find(request)
+        return _json({"name": model.name, "ready": model.ready}, 200 if model.ready else 503)
+
+    def metrics_page(self, request: Request) -> Response:
+        """The text exposition; no coroutine, so that it is rendered on a worker thread."""
+        return Response(self._metrics.render(), media_type=CONTENT_TYPE)
+
+
+def serve(
+    app: Starlette,
+    host: str,
+    port: int,
+    stop: threading.Event,
+    on_listening: Callable[[int], None] = lambda port: None,
+) -> None:
+    """Serve until `stop` is set; blocks the calling thread, which may be any. Signals are left alone.
+
+    Args:
+        app: what `build_app` returned.
+        host: address to listen on.
+        port: 0 for any free one.
+        stop: looked at ten times a second.
+        on_listening: called with the port once requests are taken.
+
+    Raises:
+        OSError: the address cannot be had.
+    """
+    # A thread that computes in Python gives the interpreter away only every 5 ms by default: more than an answer may
+    # take in all. Half a millisecond costs the replay thread next to nothing.
+    sys.setswitchinterval(0.0005)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.create_server((host, port), family=family, backlog=1024) as listener:
+        config = uvicorn.Config(
+            app,
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            date_header=False,
+            timeout_graceful_shutdown=2,
+        )
+        bound = int(listener.getsockname()[1])
+        _log.info("intake.listening", host=host, port=bound)
+        _Server(config, stop, lambda: on_listening(bound)).run(sockets=[listener])
+    _log.info("intake.stopped", host=host, port=bound)
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, ended by an event instead of by signals."""
+
+    def __init__(self, config: uvicorn.Config, stop: threading.Event, on_started: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._stop = stop
+        self._on_started = on_started
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._on_started()
+
+    async def on_tick(self, counter: int) -> bool:
+        return await super().on_tick(counter) or self._stop.is_set()
+
+
+def _header_length(request: Request) -> int | None:
+    text = request.headers.get("inference-header-content-length")
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdigit() and len(text) <= 12):
+        raise OipError("bad_header", "Inference-Header-Content-Length is no length")
+    return int(text)
+
+
+def _encoding(request: Request) -> str | None:
+    text = request.headers.get("content-encoding", "identity").lower()
+    if text not in ("identity", "gzip", "deflate"):
+        raise OipError("bad_encoding", f"Content-Encoding {text[:40]!r} is not supported, only gzip and deflate")
+    return None if text == "identity" else text
+
+
+def _json(value: object, status: int = 200) -> Response:
+    return Response(orjson.dumps(value), status, media_type="application/json")
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    if not isinstance(error, HTTPException):
+        raise error
+    return _json({"error": error.detail}, error.status_code)

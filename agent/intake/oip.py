@@ -1,0 +1,209 @@
+"""Open Inference Protocol v2 requests, JSON and the binary tensor extension, to numpy arrays.
+
+Everything in a request is hostile until checked: each size is bounded by `Limits` before memory is spent on it, and
+whatever is wrong becomes an `OipError` whose `reason` is one of a few words and whose message names the tensor.
+Protocol: https://github.com/kserve/open-inference-protocol (v2), Triton's binary tensor data extension.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+from numpy.typing import NDArray
+
+from agent.intake.tensors import OipError, TensorSpec, binary_size, dtype_of, from_binary, from_json, shape_of
+
+__all__ = ["Limits", "OipError", "ParsedRequest", "TensorSpec", "decompress", "parse_request"]
+
+# A string, a bracket, or a quote that opens a string without end. Possessive, so that no input makes it backtrack.
+_TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[{}]|"', re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one request, and all that are being received, may cost."""
+
+    max_body_bytes: int = 16 << 20
+    """As received, so compressed where the client compresses."""
+    max_decompressed_bytes: int = 32 << 20
+    max_json_bytes: int = 8 << 20
+    """The JSON part; parsing it holds the interpreter, some 4 ms per MiB of numbers."""
+    max_json_containers: int = 1 << 16
+    """Objects and arrays in the JSON: each costs 20 times its text in memory."""
+    max_elements: int = 8 << 20
+    """Elements of all inputs together."""
+    max_receiving_bytes: int = 64 << 20
+    """Bodies being received at one time, all connections together."""
+    max_receive_seconds: float = 10.0
+    """From the headers to the end of the body."""
+
+
+@dataclass(frozen=True, slots=True)
+class ParsedRequest:
+    """A request's id and its tensors, each of the shape and dtype that the model wants."""
+
+    id: str | None
+    inputs: dict[str, NDArray[Any]]
+
+
+def parse_request(
+    body: bytes,
+    header_length: int | None,
+    inputs: Sequence[TensorSpec],
+    *,
+    encoding: str | None = None,
+    limits: Limits = Limits(),
+) -> ParsedRequest:
+    """Read a request as it came from the wire.
+
+    Args:
+        body: as received.
+        header_length: length of the JSON part of the decompressed body (Inference-Header-Content-Length); None to find
+            its end by scanning, 0 for the raw tensor of a model with one input.
+        inputs: what the model declares.
+        encoding: Content-Encoding of `body`: None, "identity", "gzip" or "deflate".
+        limits: sizes beyond which a request is refused.
+
+    Raises:
+        OipError: in every case of bad input.
+    """
+    if len(body) > limits.max_body_bytes:
+        raise OipError("too_large", f"the body has {len(body)} bytes, more than {limits.max_body_bytes}")
+    body = decompress(body, encoding, limits.max_decompressed_bytes)
+    if header_length == 0:
+        return ParsedRequest(None, _raw_input(body, inputs, limits))
+    if header_length is None:
+        header_length = _end_of_json(body, limits)
+    elif header_length < 0 or header_length > len(body):
+        raise OipError("bad_header", f"a JSON part of {header_length} bytes in a body of {len(body)}")
+    request = _load_json(body, header_length, limits)
+    return ParsedRequest(_request_id(request), _tensors(request, body, header_length, inputs, limits))
+
+
+def decompress(body: bytes, encoding: str | None, max_bytes: int) -> bytes:
+    """Undo a Content-Encoding, never producing more than `max_bytes`.
+
+    Raises:
+        OipError: "bad_encoding" (unknown, broken, cut short or followed by other bytes) or "too_large".
+    """
+    if encoding in (None, "", "identity"):
+        return body
+    if encoding not in ("gzip", "deflate"):
+        raise OipError("bad_encoding", f"Content-Encoding {encoding!r} is not supported, only gzip and deflate")
+    # HTTP's "deflate" is the zlib format, 15 window bits; 16 more select gzip's.
+    inflater = zlib.decompressobj(wbits=31 if encoding == "gzip" else 15)
+    try:
+        data = inflater.decompress(body, max_bytes + 1)
+    except zlib.error as error:
+        raise OipError("bad_encoding", f"the body is no {encoding} stream: {error}") from error
+    if len(data) > max_bytes:
+        raise OipError("too_large", f"the {encoding} body decompresses to more than {max_bytes} bytes")
+    if not inflater.eof or inflater.unused_data:
+        raise OipError("bad_encoding", f"the {encoding} body is cut short or followed by other bytes")
+    return data
+
+
+def _end_of_json(body: bytes, limits: Limits) -> int:
+    """Where the first JSON object ends: what follows is binary. Counts braces outside strings; builds nothing."""
+    depth = 0
+    for token in _TOKEN.finditer(body, 0, limits.max_json_bytes + 1):
+        text = token[0]
+        if text == b'"':
+            break
+        depth += 1 if text == b"{" else -1 if text == b"}" else 0
+        if depth <= 0:
+            if text == b"}":
+                return token.end()
+            break
+    if len(body) > limits.max_json_bytes:
+        raise OipError("too_large", f"no end of the JSON within {limits.max_json_bytes} bytes")
+    raise OipError("bad_json", "the body does not begin with a complete JSON object")
+
+
+def _load_json(body: bytes, length: int, limits: Limits) -> dict[str, Any]:
+    if length > limits.max_json_bytes:
+        raise OipError("too_large", f"the JSON has {length} bytes, more than {limits.max_json_bytes}")
+    if body.count(b"[", 0, length) + body.count(b"{", 0, length) > limits.max_json_containers:
+        raise OipError("too_large", f"the JSON has more than {limits.max_json_containers} arrays and objects")
+    try:
+        request = orjson.loads(memoryview(body)[:length])  # refuses nesting deeper than 1024 itself
+    except orjson.JSONDecodeError as error:
+        raise OipError("bad_json", f"not valid JSON: {error}") from error
+    if not isinstance(request, dict):
+        raise OipError("bad_request", "the JSON is no object")
+    return request
+
+
+def _request_id(request: dict[str, Any]) -> str | None:
+    value = request.get("id")
+    if value is not None and not isinstance(value, str):
+        raise OipError("bad_request", '"id" is no string')
+    return value or None
+
+
+def _tensors(
+    request: dict[str, Any], body: bytes, offset: int, inputs: Sequence[TensorSpec], limits: Limits
+) -> dict[str, NDArray[Any]]:
+    """All inputs; `offset` is where the binary part of the body begins."""
+    entries = request.get("inputs")
+    if not isinstance(entries, list) or not entries:
+        raise OipError("bad_request", '"inputs" is missing, empty or no array')
+    specs = {spec.name: spec for spec in inputs}
+    tensors: dict[str, NDArray[Any]] = {}
+    elements = 0
+    for entry in entries:
+        spec = _spec_of(entry, specs)
+        if spec.name in tensors:
+            raise OipError("bad_request", f"input {spec.name!r} is given twice")
+        dtype = dtype_of(spec, entry.get("datatype"))
+        shape = shape_of(spec, entry.get("shape"))
+        elements += math.prod(shape)
+        if elements > limits.max_elements:
+            raise OipError("too_large", f"the inputs have more than {limits.max_elements} elements")
+        size = binary_size(spec, entry)
+        if size is None:
+            tensors[spec.name] = from_json(spec, entry.get("data"), dtype, shape)
+        else:
+            tensors[spec.name] = from_binary(spec, body[offset : offset + size], size, dtype, shape)
+            offset += size
+    missing = sorted(set(specs) - set(tensors))
+    if missing:
+        raise OipError("missing_input", f"the model also wants input {missing[0]!r}")
+    if body[offset:].strip():
+        raise OipError("binary_size", f"{len(body) - offset} bytes follow the last tensor")
+    return tensors
+
+
+def _spec_of(entry: Any, specs: dict[str, TensorSpec]) -> TensorSpec:
+    if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
+        raise OipError("bad_request", "an input is no object with a name")
+    spec = specs.get(entry["name"])
+    if spec is None:
+        raise OipError("unknown_input", f"the model has no input {entry['name'][:80]!r}; it has {sorted(specs)}")
+    return spec
+
+
+def _raw_input(body: bytes, inputs: Sequence[TensorSpec], limits: Limits) -> dict[str, NDArray[Any]]:
+    """The whole body is one tensor. Its shape: one free dimension follows from the size; of two, the first is 1."""
+    if len(inputs) != 1:
+        raise OipError("bad_header", f"a body without JSON needs a model with one input; this has {len(inputs)}")
+    spec = inputs[0]
+    dtype = dtype_of(spec, spec.datatype)
+    free = [axis for axis, size in enumerate(spec.shape) if size == -1]
+    if len(free) > 2:
+        raise OipError("shape", f"input {spec.name!r}: its shape {list(spec.shape)} does not follow from the size")
+    shape = list(spec.shape)
+    if len(free) == 2:
+        shape[free[0]] = 1
+    if free:
+        shape[free[-1]] = 1
+        shape[free[-1]] = max(1, len(body) // (math.prod(shape) * dtype.itemsize))
+    if math.prod(shape) > limits.max_elements:
+        raise OipError("too_large", f"the input has more than {limits.max_elements} elements")
+    return {spec.name: from_binary(spec, body, len(body), dtype, tuple(shape))}

@@ -1,0 +1,68 @@
+"""The agent's own metrics: the only module of the agent that knows prometheus_client."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
+
+CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
+DROP_REASONS = ("queue_full", "inflight_bytes", "slow_body", "disconnected", "model_not_ready", "model_gone")
+"""Why a request that may have been sampled is lost without anybody's fault in its content."""
+
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+
+
+class AgentMetrics:
+    """All series are named `reluscope_agent_*`; counters that have no labels, or known ones, start at 0."""
+
+    def __init__(self, registry: CollectorRegistry | None = None) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call]
+        self.registry = registry or CollectorRegistry()
+        self.requests_total = self._counter("requests_total", "Requests that arrived for a known model.", "model")
+        self.sampled_total = self._counter("sampled_total", "Requests that sampling chose, dropped or not.", "model")
+        self.dropped_total = self._counter("dropped_total", "Requests lost for want of room or time.", "reason")
+        self.rejected_total = self._counter("rejected_total", "Requests with bad content.", "model", "reason")
+        self.replayed_total = self._counter("replayed_total", "Requests run through the model.", "model", "version")
+        self.replay_seconds = Histogram(
+            "reluscope_agent_replay_seconds", "Time of one replayed batch.", buckets=_SECONDS, registry=self.registry
+        )
+        self.queue_bytes = self._gauge("queue_bytes", "Bytes of sampled requests that wait for replay.")
+        self.outbox_messages = self._gauge("outbox_messages", "Messages on disk that the broker has not acknowledged.")
+        self.outbox_bytes = self._gauge("outbox_bytes", "Bytes on disk that the broker has not acknowledged.")
+        self.outbox_dropped_total = self._counter("outbox_dropped_total", "Messages lost: outbox full, or refused.")
+        self.published_total = self._counter("published_total", "Messages that the broker has acknowledged.")
+        self.publish_errors_total = self._counter("publish_errors_total", "Failed attempts to publish.")
+        self.last_publish_timestamp_seconds = self._gauge(
+            "last_publish_timestamp_seconds", "When the broker last acknowledged a message, Unix time; 0 for never."
+        )
+        self.duty_cycle = self._gauge("duty_cycle", "Share of time spent in replay lately.")
+        self.effective_sample_ratio = self._gauge("effective_sample_ratio", "Share of requests that is sampled now.")
+        self.model_info = self._gauge("model_info", "1 for each model version loaded.", "model", "version", "provider")
+        for reason in DROP_REASONS:
+            self.dropped_total.labels(reason)
+
+    def start_model(self, model: str) -> None:
+        """Let a model's request counters start at 0, so that the first increase is seen."""
+        self.requests_total.labels(model)
+        self.sampled_total.labels(model)
+
+    def watch_queue(self, depth: Callable[[], tuple[int, int]]) -> None:
+        """Read queue_bytes from `depth() -> (items, bytes)` at each scrape."""
+        self.queue_bytes.set_function(lambda: float(depth()[1]))
+
+    def watch_outbox(self, depth: Callable[[], tuple[int, int]]) -> None:
+        """Read outbox_messages and outbox_bytes from `depth() -> (count, bytes)` at each scrape."""
+        self.outbox_messages.set_function(lambda: float(depth()[0]))
+        self.outbox_bytes.set_function(lambda: float(depth()[1]))
+
+    def render(self) -> bytes:
+        """The text exposition, of type `CONTENT_TYPE`."""
+        return generate_latest(self.registry)
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(f"reluscope_agent_{name}", text, labels, registry=self.registry)
+
+    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
+        return Gauge(f"reluscope_agent_{name}", text, labels, registry=self.registry)

@@ -1,0 +1,67 @@
+"""Puts deployments and finished windows into the outbox, as messages that Kafka takes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+
+import structlog
+
+from agent import wire
+from agent.instrument import Instrumented
+from agent.outbox import Outbox
+from agent.repository import Entry
+from agent.windowing import Closed
+
+log = structlog.get_logger()
+
+
+class Sender:
+    """Names every message by (agent_id, boot_epoch, seq) and keeps it below ``max_message_bytes``."""
+
+    def __init__(
+        self,
+        outbox: Outbox,
+        agent_id: str,
+        max_message_bytes: int,
+        clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+    ) -> None:
+        self._outbox = outbox
+        self._agent_id = agent_id
+        self._max_message_bytes = max_message_bytes
+        self._clock_ms = clock_ms
+
+    def deployment(self, entry: Entry, digest: str, instrumented: Instrumented, provider: str) -> None:
+        """Announces that a model version starts to serve."""
+        body = wire.Deployment(self._clock_ms(), instrumented.probes, instrumented.not_probed, provider)
+        self._post(wire.Envelope(self._agent_id, self._outbox.boot_epoch, 0, entry.model, entry.version, digest, body))
+
+    def windows(self, windows: Iterable[Closed]) -> None:
+        """Sends finished windows; a window too large for one message is split by its probes."""
+        for closed in windows:
+            slot, summaries = closed.slot, closed.summaries
+            items = tuple(
+                wire.ProbeWindow(probe, summaries[probe.name]) for probe in closed.probes if probe.name in summaries
+            )
+            window = wire.Window(slot.start_ms, slot.end_ms, items)
+            envelope = wire.Envelope(
+                self._agent_id, self._outbox.boot_epoch, 0, slot.model, slot.version, slot.digest, window
+            )
+            for part in self._split(envelope, window):
+                self._post(part)
+            requests = max((item.summary.n for item in items), default=0)
+            log.info("window.closed", model=slot.model, version=slot.version, requests=requests)
+
+    def _split(self, envelope: wire.Envelope, window: wire.Window) -> Iterator[wire.Envelope]:
+        whole = replace(envelope, body=window)
+        if len(window.probes) < 2 or len(wire.encode(whole)) <= self._max_message_bytes:
+            yield whole
+            return
+        middle = len(window.probes) // 2
+        for probes in (window.probes[:middle], window.probes[middle:]):
+            yield from self._split(envelope, replace(window, probes=probes))
+
+    def _post(self, envelope: wire.Envelope) -> None:
+        if not self._outbox.append(envelope.key, lambda seq: wire.encode(replace(envelope, seq=seq))):
+            log.error("outbox.full", model=envelope.model, version=envelope.version)
