@@ -1,0 +1,148 @@
+"""Drift of a probe against its reference, for all channels at once.
+
+A rectifier's channel is a hurdle: whether a request activates it at all, and how strongly if so. The two parts are
+tested apart, each with the smallest effect worth reporting *inside the null* (H0: Cohen's omega <= min_effect), and
+combined by Bonferroni. So a million requests do not turn a meaningless shift into an alarm, and a channel that is
+zero for nine requests in ten is not judged by its zeros alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import ncx2
+
+from agent.summary import Summary
+from agent.summary.histogram import Floats, Ints
+from detector.bins import bin_count, common_bins, merge_sparse, wasserstein
+from detector.proportions import share_shift
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Drift:
+    """Arrays of shape (channels,)."""
+
+    statistic: Floats
+    """Of the part that decides."""
+    p_value: Floats
+    effect: Floats
+    """Cohen's omega of the part that decides, less what chance contributes; symmetric in the samples, 0 to 2."""
+    p_zero: Floats
+    p_values: Floats
+    """Of the part that differs from zero."""
+    bins: Ints
+    """Bins the values were compared in; fewer than 2 means that they could not be."""
+    psi: Floats
+    """Population stability index over zero and all bins."""
+    jensen_shannon: Floats
+    """Jensen-Shannon distance, base 2, 0 to 1, over zero and all bins."""
+    n: Ints
+    n_reference: Ints
+
+
+def drift(reference: Summary, current: Summary, min_effect: float = 0.1) -> Drift:
+    """Tests every channel for a distribution of pooled means unlike the reference's.
+
+    Raises ValueError where the channel counts differ or ``min_effect`` is negative.
+
+    >>> import numpy as np
+    >>> from agent.summary import from_pooled
+    >>> rng = np.random.default_rng(0)
+    >>> before, after = rng.gamma(2, size=(1000, 1)), rng.gamma(3, size=(400, 1))
+    >>> result = drift(from_pooled(before, before, before > 0), from_pooled(after, after, after > 0))
+    >>> bool(result.p_value[0] < 1e-6)
+    True
+    """
+    if reference.channels != current.channels:
+        raise ValueError(f"cannot compare {current.channels} channels with a reference of {reference.channels}")
+    if min_effect < 0:
+        raise ValueError(f"min_effect must not be negative: {min_effect}")
+    old, new = reference.mean_histogram, current.mean_histogram
+    n0, n = old.totals(), new.totals()
+    zero = share_shift(new.zeros, n, old.zeros, n0, min_effect)
+
+    m0, m = n0 - old.zeros, n - new.zeros
+    p_counts, q_counts, bins = merge_sparse(*common_bins(old, new, bin_count(m, m0)))
+    statistic, p_values, effect = _chi_squared(p_counts, q_counts, bins, min_effect)
+    usable = bins >= 2
+
+    parts = np.maximum(zero.testable.astype(np.int64) + usable, 1)
+    zero_decides = zero.p_value <= p_values
+    psi, jensen_shannon = _divergences(
+        np.column_stack([old.zeros, p_counts]), np.column_stack([new.zeros, q_counts]), (n0 > 0) & (n > 0)
+    )
+    return Drift(
+        statistic=np.where(zero_decides, zero.statistic, statistic),
+        p_value=np.minimum(1, parts * np.minimum(zero.p_value, p_values)),
+        effect=np.where(zero_decides, zero.effect, effect),
+        p_zero=zero.p_value,
+        p_values=p_values,
+        bins=bins,
+        psi=psi,
+        jensen_shannon=jensen_shannon,
+        n=n,
+        n_reference=n0,
+    )
+
+
+def normed_wasserstein(reference: Summary, current: Summary, channels: Ints) -> Floats:
+    """Wasserstein-1 of the chosen channels' pooled means in reference standard deviations.
+
+    Where the reference does not vary, its mean's magnitude stands in, and 1 where that is 0 too.
+    """
+    deviation = np.sqrt(reference.m2[channels] / np.maximum(reference.finite[channels], 1))
+    size = np.abs(reference.mean[channels])
+    unit = np.where(deviation > 1e-9 * size, deviation, np.where(size > 0, size, 1.0))
+    distance = wasserstein(reference.mean_histogram, current.mean_histogram, channels)
+    return np.asarray(distance / np.where(unit > 0, unit, 1.0), np.float64)
+
+
+def _chi_squared(reference: Floats, current: Floats, bins: Ints, min_effect: float) -> tuple[Floats, Floats, Floats]:
+    """Statistic, p-value and effect of the binned values; p is 1 where there are fewer than two bins.
+
+    The denominators are the two samples' midpoints, which hold the variance steady away from equality for any ratio
+    of sample sizes (Pearson's pooled denominators reject up to nine times too often at omega = min_effect when the
+    current sample is the larger). With equal sizes this is Pearson's statistic. ``stretch`` carries the boundary from
+    the reference's metric, sum (q - p)^2 / p, in which users state min_effect, to the midpoint metric.
+    """
+    m0, m = reference.sum(axis=1), current.sum(axis=1)
+    p, q = reference / np.maximum(m0, 1)[:, None], current / np.maximum(m, 1)[:, None]
+    squared = (q - p) ** 2
+    middle = (p + q) / 2
+    omega = (squared / np.where(middle > 0, middle, 1)).sum(axis=1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        omega_reference = np.where(squared > 0, squared / p, 0).sum(axis=1)
+        stretch = np.where(omega_reference > 0, np.maximum(1, omega / omega_reference), 1)
+    effective = m * m0 / np.maximum(m + m0, 1)
+    statistic, freedom = effective * omega, np.maximum(bins - 1, 1)
+    usable: NDArray[np.bool_] = bins >= 2
+    p_value = np.ones(len(bins))
+    p_value[usable] = ncx2_tail(statistic[usable], freedom[usable], (effective * min_effect**2 * stretch)[usable])
+    effect = np.sqrt(np.maximum(omega - (bins - 1) / np.maximum(effective, 1), 0))
+    return np.where(usable, statistic, 0.0), p_value, np.where(usable, effect, 0.0)
+
+
+def ncx2_tail(statistic: Floats, freedom: Ints, noncentrality: Floats) -> Floats:
+    """P(noncentral chi-squared >= statistic), clipped into [0, 1]: far tails may round to just outside."""
+    tail = np.asarray(ncx2.sf(statistic, freedom, noncentrality), np.float64)
+    return np.clip(np.nan_to_num(tail, nan=1.0), 0.0, 1.0)
+
+
+def _divergences(reference: Floats, current: Floats, known: NDArray[np.bool_]) -> tuple[Floats, Floats]:
+    """PSI, with half a request added to each occupied cell so that it stays finite, and Jensen-Shannon distance."""
+    occupied = (reference + current) > 0
+
+    def shares(counts: Floats, extra: float) -> Floats:
+        padded = np.where(occupied, counts + extra, 0.0)
+        return np.asarray(padded / np.maximum(padded.sum(axis=1), 1e-300)[:, None], np.float64)
+
+    def entropy(share: Floats) -> Floats:
+        return np.asarray(-(share * np.log2(np.where(share > 0, share, 1))).sum(axis=1), np.float64)
+
+    p, q = shares(reference, 0.5), shares(current, 0.5)
+    psi = ((q - p) * np.log(np.where(occupied, q, 1) / np.where(occupied, p, 1))).sum(axis=1)
+    p, q = shares(reference, 0.0), shares(current, 0.0)
+    divergence = entropy((p + q) / 2) - (entropy(p) + entropy(q)) / 2
+    return np.where(known, psi, 0.0), np.where(known, np.sqrt(np.maximum(divergence, 0)), 0.0)

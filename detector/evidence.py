@@ -1,0 +1,110 @@
+"""Test results in words: one sentence per channel, one per finding."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agent.summary import Summary
+from agent.wire import Probe
+from detector.dead import Dead
+from detector.drift import Drift
+from detector.explosion import Explosion
+from detector.finding import ChannelEvidence
+
+
+def of_dead(dead: Dead, labels: NDArray[np.str_], needed: NDArray[np.float64], channel: int) -> ChannelEvidence:
+    """A channel that died or nearly did."""
+    k, n, n0 = int(dead.active[channel]), int(dead.n[channel]), int(dead.n_reference[channel])
+    before = float(dead.rate_reference[channel])
+    text = f"channel {channel}: active in {k} of {n} requests; reference {percent(before)} of {n0}"
+    if np.isfinite(needed[channel]):
+        text += f"; needed {int(needed[channel])} to be sure"
+    return ChannelEvidence(
+        channel=channel,
+        label=str(labels[channel]),
+        statistic=float(k),
+        p_value=float(dead.p_value[channel]),
+        effect=before - float(dead.rate[channel]),
+        n=n,
+        n_reference=n0,
+        text=text,
+    )
+
+
+def of_drift(drift: Drift, reference: Summary, current: Summary, channel: int, distance: float) -> ChannelEvidence:
+    """A channel that drifted; ``distance`` is its normed Wasserstein-1."""
+    effect, p = float(drift.effect[channel]), float(drift.p_value[channel])
+    part = "share of zeros" if drift.p_zero[channel] <= drift.p_values[channel] else "values"
+    text = (
+        f"channel {channel}: {part} shifted by omega {effect:.2f}; mean {current.mean[channel]:.4g}, "
+        f"reference {reference.mean[channel]:.4g}; PSI {drift.psi[channel]:.2f}, "
+        f"Wasserstein {distance:.2f} standard deviations; {p_text(p)}"
+    )
+    return ChannelEvidence(
+        channel=channel,
+        label="drifted",
+        statistic=float(drift.statistic[channel]),
+        p_value=p,
+        effect=effect,
+        n=int(drift.n[channel]),
+        n_reference=int(drift.n_reference[channel]),
+        text=text,
+    )
+
+
+def of_explosion(explosion: Explosion, reference: Summary, current: Summary, channel: int) -> ChannelEvidence:
+    """A channel that exploded or stopped being finite."""
+    growth, beyond = float(explosion.growth[channel]), int(explosion.exceeding[channel])
+    lost, n = int(explosion.nonfinite[channel]), int(explosion.n[channel])
+    text = f"channel {channel}: "
+    if np.isfinite(current.max[channel]) and np.isfinite(reference.max[channel]):
+        text += f"maximum {current.max[channel]:.4g}, reference {reference.max[channel]:.4g}; "
+    text += f"{beyond} of {n} requests beyond the limit, {lost} not finite; {p_text(float(explosion.p_value[channel]))}"
+    return ChannelEvidence(
+        channel=channel,
+        label="exploded",
+        statistic=float(max(beyond, lost)),
+        p_value=float(explosion.p_value[channel]),
+        effect=growth,
+        n=n,
+        n_reference=int(explosion.n_reference[channel]),
+        text=text,
+    )
+
+
+def dead_sentence(layer: str, labels: dict[str, int], channels: int, n: int) -> str:
+    """Of a dead finding."""
+    parts = []
+    if labels["newly_dead"]:
+        parts.append(f"{labels['newly_dead']} died")
+    if labels["dormant"]:
+        parts.append(f"{labels['dormant']} nearly died")
+    text = f"{layer}: of {channels} channels {' and '.join(parts)} in the last {n} requests"
+    if labels["dead_at_reference"]:
+        text += f"; {labels['dead_at_reference']} were dead before"
+    return text
+
+
+def drift_sentence(probe: Probe, drifted: int, channels: int, effect: float, psi: float) -> str:
+    """Of a drift finding."""
+    what = {"input": "input ", "output": "output "}.get(probe.kind, "")
+    worst = f"the worst by omega {effect:.2f} (PSI {psi:.2f})"
+    return f"{what}{probe.name}: {drifted} of {channels} channels drifted, {worst}"
+
+
+def explosion_sentence(layer: str, exploded: int, channels: int, growth: float, nonfinite: int) -> str:
+    """Of an explosion finding."""
+    worst = f"the worst to {growth:.3g} times the reference's maximum"
+    text = f"{layer}: {exploded} of {channels} channels exploded, {worst}"
+    return f"{text}; up to {nonfinite} requests not finite" if nonfinite else text
+
+
+def percent(share: float) -> str:
+    """0.31 as "31 %", with a digit more where it is small."""
+    return f"{100 * share:.2g} %" if share < 0.1 else f"{100 * share:.0f} %"
+
+
+def p_text(p: float) -> str:
+    """A p-value for people; what underflows is given as a bound."""
+    return f"p = {p:.1e}" if p > 1e-300 else "p < 1e-300"

@@ -1,0 +1,66 @@
+"""Activations that grow beyond anything the reference saw, or stop being finite."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from agent.summary import Summary
+from agent.summary.histogram import Floats, Histogram, Ints, bucket_index
+from detector.proportions import share_above
+
+FLOOR_SHARE = 0.1
+"""Of the layer's largest reference maximum: a channel that was nearly silent may wake without having exploded."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Explosion:
+    """Arrays of shape (channels,)."""
+
+    growth: Floats
+    """Largest maximum now over the reference's; 0 where the channel has no finite positive value now."""
+    exceeding: Ints
+    """Requests with a maximum above ``factor`` times the reference's."""
+    nonfinite: Ints
+    nonfinite_reference: Ints
+    p_value: Floats
+    """Bonferroni of the two: requests above the bound, and non-finite requests, against the reference."""
+    n: Ints
+    n_reference: Ints
+
+
+def explosion(reference: Summary, current: Summary, factor: float = 10.0) -> Explosion:
+    """Tests every channel for requests above ``factor`` times the reference's maximum, or non-finite, beyond chance.
+
+    A share of requests is tested, not the one largest value, so a single odd request pages nobody. The reference had
+    no request above its own maximum. Raises ValueError where the channel counts differ or factor is not above 1.
+    """
+    if reference.channels != current.channels:
+        raise ValueError(f"cannot compare {current.channels} channels with a reference of {reference.channels}")
+    if not factor > 1:
+        raise ValueError(f"explosion factor must be above 1: {factor}")
+    largest = np.where(np.isfinite(reference.max), np.maximum(np.abs(reference.max), 0), 0.0)
+    baseline = np.maximum(largest, FLOOR_SHARE * largest.max(initial=0.0))
+    exceeding = _above(current.max_histogram, factor * baseline)
+    known = baseline > 0
+    exceeding = np.where(known, exceeding, 0)
+    now, before = np.full(current.channels, current.n), np.full(reference.channels, reference.n)
+    p_growth = share_above(exceeding, current.finite, np.zeros_like(exceeding), reference.finite)
+    p_nonfinite = share_above(current.nonfinite, now, reference.nonfinite, before)
+    return Explosion(
+        growth=np.where(known, np.maximum(current.max, 0) / np.where(known, baseline, 1), 0.0),
+        exceeding=exceeding,
+        nonfinite=current.nonfinite,
+        nonfinite_reference=reference.nonfinite,
+        p_value=np.minimum(1, 2 * np.minimum(p_growth, p_nonfinite)),
+        n=now,
+        n_reference=before,
+    )
+
+
+def _above(histogram: Histogram, bound: Floats) -> Ints:
+    """Positive values per channel in buckets that lie wholly above ``bound``."""
+    limit = bucket_index(np.maximum(bound, np.finfo(np.float64).tiny), histogram.scale)
+    over = (histogram.sign > 0) & (histogram.index > limit[histogram.channel])
+    return np.bincount(histogram.channel[over], histogram.count[over], histogram.channels).astype(np.int64)

@@ -1,0 +1,218 @@
+"""What the detector exports to Prometheus.
+
+Two kinds. Counters tell what this process did. Everything on models, windows, checks and findings comes from a
+`Snapshot` of the store, so that replicas and restarted processes export the same, and a scrape never waits for Postgres.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Protocol
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from detector.finding import Check
+from detector.store.types import ModelVersion, StoredCheck
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+GAP_DAYS = 7
+"""A deployed version that has been silent for longer is taken to be decommissioned."""
+
+
+class SnapshotStore(Protocol):
+    """The part of the store that a snapshot is read from."""
+
+    def versions(self, since: datetime) -> list[ModelVersion]: ...
+    def latest_checks(self, since: datetime) -> list[StoredCheck]: ...
+    def current_versions(self) -> list[ModelVersion]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """The latest check of one model version, and when its newest window ended."""
+
+    model: str
+    version: str
+    check: Check
+    last_window_end: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """All that the exported gauges are made from; keys are (model, version)."""
+
+    checked: dict[tuple[str, str], Checked]
+    last_window: dict[tuple[str, str], datetime]
+    """Of every deployed version: the end of its newest window, or its deployment where that is later."""
+    runbooks: dict[str, int]
+
+    @classmethod
+    def read(cls, store: SnapshotStore, now: datetime, stale: timedelta, runbooks: dict[str, int]) -> Snapshot:
+        """Reads the store as of ``now``."""
+        live = {version.id: version for version in store.versions(since=now - stale)}
+        checked: dict[tuple[str, str], Checked] = {}
+        # A version string may have been re-used for another file (digest): the newer row speaks for it.
+        for stored in sorted(store.latest_checks(since=now - stale), key=lambda s: s.check.finished_at):
+            version = live.get(stored.check.model_version_id)
+            if version is not None and version.last_window_end is not None:
+                key = (stored.model, stored.version)
+                checked[key] = Checked(*key, stored.check, version.last_window_end)
+        last_window: dict[tuple[str, str], datetime] = {}
+        for version in store.current_versions():
+            times = [t for t in (version.last_window_end, version.deployed_at, version.first_seen) if t is not None]
+            newest, key = max(times), (version.model, version.version)
+            if now - newest <= timedelta(days=GAP_DAYS):
+                last_window[key] = max(newest, last_window.get(key, newest))
+        return cls(checked, last_window, dict(runbooks))
+
+
+class _SnapshotCollector(Collector):
+    """Exports the newest snapshot; stale versions are left out at the time of the scrape, not of the snapshot."""
+
+    def __init__(self, clock: Callable[[], datetime], stale: timedelta) -> None:
+        self.snapshot: Snapshot | None = None
+        self._clock, self._stale = clock, stale
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        snapshot = self.snapshot or Snapshot({}, {}, {})
+        now = self._clock()
+        live = [checked for checked in snapshot.checked.values() if now - checked.last_window_end <= self._stale]
+        yield from _check_metrics(live)
+        yield _family(
+            "reluscope_last_window_timestamp_seconds",
+            "End of the newest window of a deployed version, or its deployment before the first one.",
+            ("model", "version"),
+            ((key, at.timestamp()) for key, at in snapshot.last_window.items()),
+        )
+        yield _family(
+            "reluscope_runbook_info",
+            "Runbooks this detector serves.",
+            ("name", "version"),
+            (((name, str(version)), 1.0) for name, version in snapshot.runbooks.items()),
+        )
+
+
+class DetectorMetrics:
+    """The detector's registry; counters are attributes, for whoever does the counted work."""
+
+    def __init__(self, clock: Callable[[], datetime], stale_seconds: float, alertnames: Collection[str] = ()) -> None:
+        self.registry = registry = CollectorRegistry()
+        self.stale = timedelta(seconds=stale_seconds)
+        self._clock, self._alertnames = clock, frozenset(alertnames)
+        self.ingested = Counter("reluscope_ingested_messages_total", "Messages applied to Postgres.", registry=registry)
+        self.duplicates = Counter(
+            "reluscope_duplicate_messages_total", "Messages that were known already.", registry=registry
+        )
+        self.dead_letters = Counter(
+            "reluscope_dead_letter_messages_total", "Messages set aside as unusable.", ["reason"], registry=registry
+        )
+        self.ingest_errors = Counter(
+            "reluscope_ingest_errors_total",
+            "Failed attempts to ingest; they are retried.",
+            ["reason"],
+            registry=registry,
+        )
+        self.last_ingest = Gauge(
+            "reluscope_last_ingest_timestamp_seconds", "When this process last committed a batch.", registry=registry
+        )
+        self.check_errors = Counter(
+            "reluscope_check_errors_total", "Rounds of checks that raised an error.", registry=registry
+        )
+        self.alerts_received = Counter(
+            "reluscope_alerts_received_total",
+            "Alerts taken from Alertmanager's webhook.",
+            ["alertname", "status"],
+            registry=registry,
+        )
+        for name in sorted(self._alertnames):
+            for status in ("firing", "resolved"):
+                self.alerts_received.labels(name, status)
+        self._collector = _SnapshotCollector(clock, self.stale)
+        registry.register(self._collector)
+
+    def ingest_applied(self, applied: int, duplicates: int) -> None:
+        """Counts one committed batch."""
+        self.ingested.inc(applied)
+        self.duplicates.inc(duplicates)
+        self.last_ingest.set(self._clock().timestamp())
+
+    def alert_received(self, alertname: str, status: str) -> None:
+        """Counts an alert; names that no runbook carries share one series, as anyone may post anything."""
+        self.alerts_received.labels(alertname if alertname in self._alertnames else "other", status).inc()
+
+    def publish(self, snapshot: Snapshot) -> None:
+        """Makes ``snapshot`` what the next scrape sees."""
+        self._collector.snapshot = snapshot
+
+    def refresh(self, store: SnapshotStore, runbooks: dict[str, int]) -> None:
+        """Reads the store and publishes what it says; store errors are the caller's."""
+        self.publish(Snapshot.read(store, self._clock(), self.stale, runbooks))
+
+    def render(self) -> bytes:
+        """The exposition text."""
+        return generate_latest(self.registry)
+
+
+def _check_metrics(live: Collection[Checked]) -> Iterator[GaugeMetricFamily]:
+    model, layer = ("model", "version"), ("model", "version", "layer")
+    finding = (*layer, "test", "cause")
+    yield _family(
+        "reluscope_finding_channels",
+        "Channels that the latest check reports, by layer, test and cause.",
+        finding,
+        (
+            ((c.model, c.version, f.layer, f.test, f.cause), float(len(f.channels)))
+            for c in live
+            for f in c.check.findings
+        ),
+    )
+    yield _family(
+        "reluscope_finding_origin",
+        "1 for the first layer, in graph order, where the change begins.",
+        finding,
+        (((c.model, c.version, f.layer, f.test, f.cause), 1.0) for c in live for f in c.check.findings if f.origin),
+    )
+    for name, help_text, labels in (
+        ("dead", "Share of a layer's channels that are dead, at the reference or newly.", DEAD),
+        ("drifted", "Share of a layer's channels that drifted.", ("drifted",)),
+    ):
+        yield _family(f"reluscope_layer_{name}_ratio", help_text, layer, _ratios(live, labels))
+    yield _family(
+        "reluscope_last_check_timestamp_seconds",
+        "When the latest check ended.",
+        model,
+        (((c.model, c.version), c.check.finished_at.timestamp()) for c in live),
+    )
+    yield _family(
+        "reluscope_check_requests",
+        "Requests behind the latest check.",
+        model,
+        (((c.model, c.version), float(c.check.n)) for c in live),
+    )
+
+
+DEAD = ("dead_at_reference", "newly_dead")
+
+
+def _ratios(live: Iterable[Checked], labels: Iterable[str]) -> Iterator[tuple[tuple[str, ...], float]]:
+    for checked in live:
+        for layer, counts in checked.check.layers.items():
+            if channels := counts.get("channels", 0):
+                share = sum(counts.get(label, 0) for label in labels) / channels
+                yield (checked.model, checked.version, layer), share
+
+
+def _family(
+    name: str, documentation: str, labels: tuple[str, ...], samples: Iterable[tuple[tuple[str, ...], float]]
+) -> GaugeMetricFamily:
+    family = GaugeMetricFamily(name, documentation, labels=labels)
+    merged: dict[tuple[str, ...], float] = {}
+    for key, value in samples:  # A repeated series would make Prometheus refuse the whole scrape.
+        merged[key] = max(value, merged.get(key, value))
+    for key, value in merged.items():
+        family.add_metric(key, value)
+    return family

@@ -1,0 +1,99 @@
+"""What decodes but cannot be true, found before it reaches Postgres."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+import numpy as np
+
+from agent.summary import Summary
+from agent.wire import Deployment, Envelope, Probe, Window
+
+MAX_AHEAD_MS = 3_600_000
+"""How far an agent's clock may be ahead."""
+EARLIEST_MS = 946_684_800_000
+"""The year 2000: an agent whose clock says less has none."""
+MAX_WINDOW_MS = 86_400_000
+MAX_REQUESTS = 1 << 40
+MAX_TEXT = 1000
+MAX_INTEGER = (1 << 31) - 1
+MAX_BIGINT = (1 << 63) - 1
+
+
+class Implausible(ValueError):
+    """The message contradicts itself or the clock; the text says where."""
+
+
+def check(envelope: Envelope, now: datetime) -> None:
+    """Raises Implausible unless Postgres can hold the message and a merge with it makes sense."""
+    _text("agent_id", envelope.agent_id)
+    _text("model", envelope.model)
+    _text("version", envelope.version)
+    _text("digest", envelope.digest)
+    if max(envelope.boot_epoch, envelope.seq) > MAX_BIGINT:
+        raise Implausible("boot_epoch or seq exceeds 63 bits")
+    latest = int(now.timestamp() * 1000) + MAX_AHEAD_MS
+    if isinstance(envelope.body, Deployment):
+        _time("the deployment", envelope.body.at_ms, latest)
+        _text("provider", envelope.body.provider)
+        _probes(list(envelope.body.probes))
+    else:
+        _window(envelope.body, latest)
+
+
+def _window(window: Window, latest: int) -> None:
+    _time("the window's start", window.start_ms, latest)
+    _time("the window's end", window.end_ms, latest)
+    if window.end_ms - window.start_ms > MAX_WINDOW_MS:
+        raise Implausible(f"the window spans {(window.end_ms - window.start_ms) / 3.6e6:.0f} hours")
+    _probes([item.probe for item in window.probes])
+    for item in window.probes:
+        if (wrong := _summary(item.summary)) is not None:
+            raise Implausible(f"probe {item.probe.name}: {wrong}")
+
+
+def _summary(summary: Summary) -> str | None:
+    if summary.n > MAX_REQUESTS:
+        return f"{summary.n} requests in one window"
+    finite = summary.finite
+    bound = finite * (1 + 1e-6)
+    some = finite > 0
+    if not (np.isfinite(summary.min[some]).all() and np.isfinite(summary.max[some]).all()):
+        return "min or max is not finite where there are finite requests"
+    if np.isnan(summary.min).any() or np.isnan(summary.max).any():
+        return "min or max is not a number"
+    if (summary.m2 < 0).any():
+        return "m2 is negative"
+    for name in ("fraction_sum", "fraction_sq_sum"):
+        values = getattr(summary, name)
+        if ((values < 0) | (values > bound)).any():
+            return f"{name} is outside 0 to the number of requests"
+    if (summary.active > finite).any():
+        return "more active than finite requests"
+    return None
+
+
+def _probes(probes: list[Probe]) -> None:
+    seen: set[str] = set()
+    for probe in probes:
+        for name in ("name", "op", "tensor"):
+            _text(f"a probe's {name}", getattr(probe, name))
+        if probe.name in seen:
+            raise Implausible(f"probe {probe.name} occurs twice")
+        seen.add(probe.name)
+        if max(probe.position, probe.channels or 0) > MAX_INTEGER:
+            raise Implausible(f"probe {probe.name}: position or channels exceeds 31 bits")
+
+
+def _text(name: str, value: str) -> None:
+    if "\0" in value:
+        raise Implausible(f"{name} holds a NUL character")
+    if len(value) > MAX_TEXT:
+        raise Implausible(f"{name} has {len(value)} characters, more than {MAX_TEXT}")
+
+
+def _time(name: str, at_ms: int, latest: int) -> None:
+    if at_ms < EARLIEST_MS:
+        raise Implausible(f"{name} lies before the year 2000")
+    if at_ms > latest:
+        raise Implausible(f"{name} lies {(at_ms - latest + MAX_AHEAD_MS) / 1000:.0f} s in the future")

@@ -1,0 +1,100 @@
+"""Two-sample tests of a share of requests, vectorised over channels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import betainc
+from scipy.stats import norm
+
+from agent.summary.histogram import Floats, Ints
+
+RARE_SHARE = 0.1
+"""Below this share of the rarer outcome the normal approximation's tail is too light, and the exact test is used."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShareShift:
+    """Arrays of shape (channels,)."""
+
+    statistic: Floats
+    """Squared z; Pearson's chi-squared statistic where ``min_effect`` is 0."""
+    p_value: Floats
+    effect: Floats
+    """Cohen's omega, after subtracting what chance alone contributes."""
+    testable: NDArray[np.bool_]
+    """Whether both outcomes occurred at all."""
+
+
+def share_shift(k: Ints, n: Ints, k_reference: Ints, n_reference: Ints, min_effect: float = 0.0) -> ShareShift:
+    """Tests H0: the share k/n is within ``min_effect`` (Cohen's omega) of the reference's share.
+
+    The null's boundary is q = p ± min_effect * sqrt(p (1 - p)). Both samples' variances are taken at the estimate
+    that is restricted to that boundary (Farrington and Manning, 1990), so a share near 0 or 1 is not called shifted
+    too often. Where the rarer outcome is below `RARE_SHARE` the test is the exact conditional one for two Poisson
+    counts, which for binomial counts errs on the safe side. Two-sided.
+    """
+    m, n0 = n.astype(np.float64), n_reference.astype(np.float64)
+    safe_n, safe_n0 = np.maximum(m, 1), np.maximum(n0, 1)
+    flip = k + k_reference > (m + n0) / 2  # count the rarer outcome
+    x, x0 = np.where(flip, m - k, k), np.where(flip, n0 - k_reference, k_reference)
+    q, p = x / safe_n, x0 / safe_n0
+    total, size = x + x0, np.maximum(m + n0, 1)
+    testable = (total > 0) & (m > 0) & (n0 > 0)
+
+    upper = q >= p
+    p_null, q_null = _boundary(total, m, n0, np.where(upper, min_effect, -min_effect))
+    variance = q_null * (1 - q_null) / safe_n + p_null * (1 - p_null) / safe_n0
+    deviation = np.sqrt(np.maximum(variance, 1e-300))
+    z, margin = np.abs(q - p) / deviation, np.abs(q_null - p_null) / deviation
+    p_value = norm.sf(z - margin) + norm.sf(z + margin)
+    rare = testable & (total < RARE_SHARE * size)
+    p_value[rare] = np.minimum(1, 2 * _conditional(x[rare], total[rare], m[rare], n0[rare], p_null[rare], q_null[rare]))
+
+    middle = np.clip((p + q) / 2, 1e-300, 1)
+    squared = (q - p) ** 2 / (middle * np.maximum(1 - middle, 0.5))
+    noise = size / (safe_n * safe_n0)
+    return ShareShift(
+        statistic=np.where(testable, z**2, 0.0),
+        p_value=np.where(testable, p_value, 1.0),
+        effect=np.where(testable, np.sqrt(np.maximum(squared - noise, 0)), 0.0),
+        testable=testable,
+    )
+
+
+def share_above(k: Ints, n: Ints, k_reference: Ints, n_reference: Ints) -> Floats:
+    """One-sided p-values for "the share k/n is above the reference's": exact given the total, safe at any size."""
+    total = (k + k_reference).astype(np.float64)
+    ones = np.ones(len(total))
+    inside = (k > 0) & (n > 0) & (n_reference > 0)
+    tail = _upper_tail(k.astype(np.float64), total, n / np.maximum(n + n_reference, 1) * ones)
+    return np.where(inside, tail, 1.0)
+
+
+def _boundary(total: Floats, n: Floats, n0: Floats, effect: Floats) -> tuple[Floats, Floats]:
+    """The reference and current share on the null's boundary that reproduce the total count.
+
+    Solves n (p + e sqrt(p (1 - p))) + n0 p = total, a quadratic in p.
+    """
+    size, spread = n + n0, (n * effect) ** 2
+    a, b = np.maximum(size**2 + spread, 1), 2 * total * size + spread
+    root = np.sqrt(np.maximum(b**2 - 4 * a * total**2, 0))
+    p = np.clip((b - np.sign(effect) * root) / (2 * a), 0, 1)
+    return p, np.clip(p + effect * np.sqrt(p * (1 - p)), 0, 1)
+
+
+def _conditional(x: Floats, total: Floats, n: Floats, n0: Floats, p: Floats, q: Floats) -> Floats:
+    """Tail of the current count given the total, towards the side on which the current share lies."""
+    weight = n * q + n0 * p
+    share = np.where(weight > 0, n * q / np.where(weight > 0, weight, 1), n / (n + n0))
+    upper = x / n >= (total - x) / n0
+    return np.where(upper, _upper_tail(x, total, share), _upper_tail(total - x, total, 1 - share))
+
+
+def _upper_tail(k: Floats, total: Floats, share: Floats) -> Floats:
+    """P(Binomial(total, share) >= k)."""
+    inside = (k > 0) & (k <= total)
+    tail = betainc(np.where(inside, k, 1), np.where(inside, total - k + 1, 1), share)
+    return np.where(inside, tail, np.where(k <= 0, 1.0, 0.0))

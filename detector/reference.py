@@ -1,0 +1,138 @@
+"""`reluscope reference`: choose or look at what a model version is compared with."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+
+import click
+
+from detector import reference_choice
+from detector.store import Store, StoreError
+from detector.store.types import ModelVersion, Reference
+
+_database = click.option(
+    "--database-url",
+    envvar="RELUSCOPE_DATABASE_URL",
+    required=True,
+    help="postgresql+psycopg://user:password@host:port/database",
+)
+_model = click.option("--model", required=True, help="Model name.")
+_version = click.option("--version", default=None, help="Model version; the newest if left out.")
+
+
+@click.group("reference", context_settings={"auto_envvar_prefix": "RELUSCOPE_REFERENCE"})
+def command() -> None:
+    """What a model version's windows are compared with."""
+
+
+@command.command("set")
+@_database
+@_model
+@_version
+@click.option("--from", "start", required=True, help="Start of the span, ISO 8601; UTC where no zone is given.")
+@click.option("--to", "end", required=True, help="End of the span.")
+def set_(database_url: str, model: str, version: str | None, start: str, end: str) -> None:
+    """Take the windows inside a span of time as the reference."""
+    with _session(database_url, model, version) as (store, found):
+        _print([reference_choice.from_windows(store, found, _time(start), _time(end))], found)
+
+
+@command.command()
+@_database
+@_model
+@_version
+@click.option("--requests", default=1000, show_default=True, type=click.IntRange(min=1), help="Requests to take.")
+@click.option(
+    "--source",
+    type=click.Choice(["first-requests", "previous-version"]),
+    default="first-requests",
+    show_default=True,
+    help="This version's first requests, or the reference of the version before it.",
+)
+def auto(database_url: str, model: str, version: str | None, requests: int, source: str) -> None:
+    """Make the reference anew from the first requests, or take over the previous version's."""
+    make = reference_choice.from_first_requests if source == "first-requests" else reference_choice.from_previous
+    with _session(database_url, model, version) as (store, found):
+        _print([make(store, found, requests, datetime.now(UTC))], found)
+
+
+@command.command()
+@_database
+@_model
+@_version
+def show(database_url: str, model: str, version: str | None) -> None:
+    """List a version's references, the newest, which is in use, first."""
+    with _session(database_url, model, version) as (store, found):
+        known = store.references(found.id)
+        if not known:
+            raise click.ClickException(f"{found.model}@{found.version} has no reference yet")
+        _print(known, found)
+
+
+@contextmanager
+def _session(database_url: str, model: str, version: str | None) -> Iterator[tuple[Store, ModelVersion]]:
+    """The store and the version asked for; what goes wrong becomes one clear line and exit code 1."""
+    try:
+        store = Store(database_url)
+        try:
+            found = store.model_version(model, version)
+            if found is None:
+                name = model if version is None else f"{model}@{version}"
+                raise click.ClickException(f"{name} is unknown: no agent has reported it")
+            yield store, found
+        finally:
+            store.close()
+    except (StoreError, reference_choice.NoReference) as error:
+        raise click.ClickException(str(error)) from error
+
+
+def _time(text: str) -> datetime:
+    try:
+        parsed = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise click.BadParameter(f"{text!r} is no ISO 8601 time, such as 2026-01-31T12:00:00Z") from error
+    return parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)
+
+
+_COLUMNS = ("id", "in use", "origin", "from version", "start", "end", "requests", "made at")
+
+
+def _print(known: Sequence[Reference], version: ModelVersion) -> None:
+    rows = [
+        (
+            str(one.id),
+            "yes" if place == 0 else "no",
+            one.origin,
+            "this" if one.source_version_id == version.id else f"id {one.source_version_id}",
+            one.start.isoformat(timespec="seconds"),
+            one.end.isoformat(timespec="seconds"),
+            str(one.n),
+            one.created_at.isoformat(timespec="seconds"),
+        )
+        for place, one in enumerate(known)
+    ]
+    title = f"References of {version.model}@{version.version}"
+    if sys.stdout.isatty() and os.environ.get("TERM") != "dumb" and _print_rich(title, rows):
+        return
+    click.echo(title)
+    widths = [max(len(row[i]) for row in (_COLUMNS, *rows)) for i in range(len(_COLUMNS))]
+    for row in (_COLUMNS, *rows):
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _print_rich(title: str, rows: Sequence[tuple[str, ...]]) -> bool:
+    """A table with colours; False where rich is not installed."""
+    try:
+        from rich.console import Console
+        from rich.table import Table
+    except ImportError:
+        return False
+    table = Table(*_COLUMNS, title=title)
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
+    return True

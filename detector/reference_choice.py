@@ -1,0 +1,137 @@
+"""What a model version's windows are compared with: the choice of its reference."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from datetime import datetime
+from typing import Protocol
+
+from agent.summary import Summary
+from agent.wire import Probe
+from detector.store.types import ModelVersion, Origin, Reference, Span
+
+
+class ReferenceStore(Protocol):
+    """The part of the store that references need."""
+
+    def reference(self, version_id: int) -> Reference | None: ...
+    def save_reference(
+        self,
+        version_id: int,
+        origin: Origin,
+        source_version_id: int,
+        start: datetime,
+        end: datetime,
+        n: int,
+        summaries: Mapping[str, Summary],
+    ) -> int: ...
+    def previous_version(self, version_id: int) -> ModelVersion | None: ...
+    def probes(self, version_id: int) -> list[Probe]: ...
+    def spans(self, version_id: int, start: datetime, end: datetime) -> list[Span]: ...
+    def summaries(self, version_id: int, start: datetime, end: datetime) -> dict[str, Summary]: ...
+
+
+class NoReference(Exception):
+    """A reference cannot be made; the message says what is missing."""
+
+
+def ensure(store: ReferenceStore, version: ModelVersion, requests: int, until: datetime) -> Reference | None:
+    """The version's reference, made if there is none yet; None where it cannot be made yet.
+
+    A version that replaces another with the same probes is compared with that one's reference, so that a bad
+    deployment is seen at once. Any other waits for its own first ``requests`` requests in windows closed by ``until``.
+    """
+    existing = store.reference(version.id)
+    if existing is not None:
+        return existing
+    for make in (from_previous, from_first_requests):
+        with suppress(NoReference):
+            return make(store, version, requests, until)
+    return None
+
+
+def from_previous(store: ReferenceStore, version: ModelVersion, requests: int, until: datetime) -> Reference:
+    """Adopts the reference of the version before; raises NoReference where there is none or the probes differ."""
+    previous = store.previous_version(version.id)
+    if previous is None:
+        raise NoReference(f"{version.model}@{version.version} has no version before it")
+    if not same_probes(store.probes(previous.id), store.probes(version.id)):
+        raise NoReference(f"the probes of {previous.version} and {version.version} differ")
+    source = ensure(store, previous, requests, until)
+    if source is None:
+        raise NoReference(f"version {previous.version} has no reference")
+    return _save(
+        store,
+        version.id,
+        "previous_version",
+        source.source_version_id,
+        source.start,
+        source.end,
+        source.n,
+        source.summaries,
+    )
+
+
+def from_first_requests(store: ReferenceStore, version: ModelVersion, requests: int, until: datetime) -> Reference:
+    """Makes a reference of the first ``requests`` requests; raises NoReference where there are fewer."""
+    span = _first_span(store, version, requests, until)
+    if span is None:
+        seen = sum(one.n for one in store.spans(version.id, version.first_seen, until))
+        raise NoReference(
+            f"{version.model}@{version.version} has {seen} of {requests} requests in closed windows: "
+            "wait, or ask for fewer"
+        )
+    return _save(store, version.id, "first_requests", version.id, *span)
+
+
+def from_windows(store: ReferenceStore, version: ModelVersion, start: datetime, end: datetime) -> Reference:
+    """Makes a reference of the windows inside [start, end]; raises NoReference where there are none."""
+    if not start < end:
+        raise NoReference(f"the span is empty: {start.isoformat()} to {end.isoformat()}")
+    spans = store.spans(version.id, start, end)
+    if not sum(span.n for span in spans):
+        raise NoReference(
+            f"{version.model}@{version.version} has no requests in windows between "
+            f"{start.isoformat()} and {end.isoformat()}"
+        )
+    first, last, n = spans[0].start, spans[-1].end, sum(span.n for span in spans)
+    return _save(store, version.id, "windows", version.id, first, last, n, store.summaries(version.id, first, last))
+
+
+def same_probes(a: Sequence[Probe], b: Sequence[Probe]) -> bool:
+    """Whether two versions' activations are comparable channel by channel, as far as the models tell."""
+    ours, theirs = ({(p.name, p.kind, p.exact_zero): p.channels for p in probes} for probes in (a, b))
+    return ours.keys() == theirs.keys() and all(
+        channels is None or theirs[key] is None or channels == theirs[key] for key, channels in ours.items()
+    )
+
+
+def _first_span(
+    store: ReferenceStore, version: ModelVersion, requests: int, until: datetime
+) -> tuple[datetime, datetime, int, dict[str, Summary]] | None:
+    spans = store.spans(version.id, version.first_seen, until)
+    total = 0
+    for span in spans:
+        total += span.n
+        if total >= requests:
+            start, end = spans[0].start, span.end
+            return start, end, total, store.summaries(version.id, start, end)
+    return None
+
+
+def _save(
+    store: ReferenceStore,
+    version_id: int,
+    origin: Origin,
+    source: int,
+    start: datetime,
+    end: datetime,
+    n: int,
+    summaries: Mapping[str, Summary],
+) -> Reference:
+    store.save_reference(version_id, origin, source, start, end, n, summaries)
+    saved = store.reference(version_id)
+    if saved is None:
+        raise NoReference(f"the reference of model version {version_id} vanished as it was saved")
+    return saved

@@ -1,0 +1,254 @@
+"""`reluscope detector`: builds the parts in one place, waits for what they need, stops them in order."""
+
+from __future__ import annotations
+
+import random
+import signal
+import socket
+import threading
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass, fields
+from datetime import UTC, datetime
+from typing import Any
+
+import click
+import structlog
+
+from detector import check, resources, runbooks
+from detector.http import Backend, HttpServer, build_app
+from detector.ingest import IngestHandler
+from detector.logging import Format, configure
+from detector.metrics import DetectorMetrics
+from detector.schedule import Job, Schedule
+from detector.store import Store, StoreError
+from detector.transport import ApiVersion, Consumer, DeadLetters
+
+log = structlog.get_logger()
+METRICS_SECONDS = 5.0
+MAINTENANCE_SECONDS = 3600.0
+DAYS_AHEAD = 3
+STOP_SECONDS = 10.0
+FIRST_DELAY, LAST_DELAY = 0.5, 15.0
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What `reluscope detector` is told."""
+
+    database_url: str
+    bootstrap_servers: str
+    topic: str
+    group: str
+    host: str
+    port: int
+    check_interval: float
+    retention_days: int
+    api_version: ApiVersion
+    checks: check.CheckSettings
+
+
+class Missing(Exception):
+    """Something outside does not answer yet."""
+
+
+class Service:
+    """One detector. HTTP answers from the first moment, and /readyz says what the rest waits for."""
+
+    def __init__(self, settings: Settings, clock: Callable[[], datetime]) -> None:
+        """Raises RunbookError, FileNotFoundError, StoreError or OSError (the port) where it can never start."""
+        self._settings, self._clock = settings, clock
+        self._runbooks = runbooks.load(resources.runbooks())
+        self._versions: dict[str, int] = {}
+        names = [runbook.name for runbook in self._runbooks]
+        self._metrics = DetectorMetrics(clock, settings.checks.active_seconds, names)
+        self._store = Store(settings.database_url)
+        self._missing = {"start": "not begun"}
+        self._consumer: threading.Thread | None = None
+        backend = Backend(
+            store=self._store,
+            metrics=self._metrics,
+            runbooks={runbook.name: runbook for runbook in self._runbooks},
+            clock=clock,
+            alive=self._broken,
+            missing=lambda: dict(self._missing),
+        )
+        self.http = HttpServer(build_app(backend), settings.host, settings.port)
+
+    def run(self, stop: threading.Event) -> None:
+        """Serves until ``stop`` is set; raises RunbookError where a registered runbook's text differs."""
+        self.http.start()
+        log.info("service.listening", host=self._settings.host, port=self.http.port)
+        jobs = (
+            Job("maintain", MAINTENANCE_SECONDS, self._maintain),
+            Job("check", self._settings.check_interval, self._check, first_after=self._settings.check_interval),
+            Job("metrics", METRICS_SECONDS, self._refresh),
+        )
+        schedule = Schedule(jobs, self._job_failed)
+        servers, topic, version = self._settings.bootstrap_servers, self._settings.topic, self._settings.api_version
+        halt = threading.Event()
+        try:
+            with closing(DeadLetters(servers, topic, version)) as letters:
+                if self._wait("database", self._prepare_database, stop):
+                    schedule.start()
+                if self._wait("broker", lambda: reach(servers), stop):
+                    self._consumer = threading.Thread(target=self._ingest, args=(letters, halt), name="ingest")
+                    self._consumer.start()
+                    log.info("service.ready")
+                stop.wait()
+                log.info("service.stopping")
+                halt.set()
+                if self._consumer is not None:
+                    self._consumer.join(STOP_SECONDS)
+        finally:
+            halt.set()
+            schedule.stop()
+            self.http.stop()
+            self._store.close()
+            log.info("service.stopped")
+
+    def _wait(self, part: str, attempt: Callable[[], None], stop: threading.Event) -> bool:
+        """Repeats ``attempt`` until it succeeds; False where ``stop`` came first. Says each reason once."""
+        delay, said = FIRST_DELAY, ""
+        while not stop.is_set():
+            try:
+                attempt()
+            except (StoreError, Missing) as error:
+                self._missing = {part: str(error)}
+                if str(error) != said:
+                    said = str(error)
+                    log.warning("service.waiting", part=part, error=said)
+                stop.wait(delay * random.uniform(0.5, 1.0))  # noqa: S311 - jitter, not a secret
+                delay = min(delay * 2, LAST_DELAY)
+            else:
+                # Once ready it stays so: on-call must reach the runbooks while Postgres or Kafka is down.
+                self._missing = {}
+                return True
+        return False
+
+    def _prepare_database(self) -> None:
+        self._store.ping()
+        self._versions = runbooks.register(self._runbooks, self._store)
+
+    def _ingest(self, letters: DeadLetters, stop: threading.Event) -> None:
+        """Consumes; after an error nobody foresaw, again from what Postgres says."""
+        s, delay = self._settings, FIRST_DELAY
+        while not stop.is_set():
+            try:
+                handler = IngestHandler(self._store, s.topic, letters, self._metrics, self._clock)
+                Consumer(s.bootstrap_servers, s.topic, s.group, s.api_version, self._metrics).run(handler, stop)
+            except Exception:
+                self._metrics.ingest_errors.labels("unexpected").inc()
+                log.exception("ingest.failed", retry_seconds=delay)
+                stop.wait(delay * random.uniform(0.5, 1.0))  # noqa: S311 - jitter, not a secret
+                delay = min(delay * 2, LAST_DELAY)
+
+    def _check(self) -> None:
+        try:
+            check.run_all(self._store, self._settings.checks, self._clock(), self._versions)
+        finally:
+            self._refresh()
+
+    def _refresh(self) -> None:
+        self._metrics.refresh(self._store, self._versions)
+
+    def _maintain(self) -> None:
+        self._store.maintain(self._clock(), self._settings.retention_days, DAYS_AHEAD)
+
+    def _job_failed(self, job: str) -> None:
+        if job == "check":
+            self._metrics.check_errors.inc()
+
+    def _broken(self) -> dict[str, str]:
+        if self._consumer is not None and not self._consumer.is_alive():
+            return {"ingest": "the thread has ended"}
+        return {}
+
+
+def reach(servers: str, timeout: float = 3.0) -> None:
+    """Raises `Missing` unless one of ``servers`` (host:port, by commas) accepts a connection."""
+    said = []
+    for server in filter(None, (name.strip() for name in servers.split(","))):
+        host, _, port = server.rpartition(":")
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout).close()
+            return
+        except (OSError, ValueError, OverflowError) as error:
+            said.append(f"{server}: {error}")
+    raise Missing(f"no Kafka broker answers ({'; '.join(said) or 'none is named'})")
+
+
+def _api_version(_: click.Context, __: click.Parameter, value: str | None) -> tuple[int, ...] | None:
+    try:
+        return None if value is None else tuple(int(part) for part in value.split("."))
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is no version such as 2.3") from None
+
+
+_CHECK_HELP = {
+    "fdr": "Share of false channels among those reported.",
+    "min_effect": "Cohen's omega up to which a shift does not matter.",
+    "min_requests": "Requests that a check needs.",
+    "lookback_windows": "Newest windows that may be joined to reach them.",
+    "lookback_seconds": "Windows older than this are not joined.",
+    "reference_requests": "First requests of a deployment that become its reference.",
+    "min_active_rate": "Channels active more seldom in the reference are not called dead.",
+    "grace_seconds": "How long after its end a window may still grow.",
+    "explosion_factor": "Growth over the reference's largest value that counts as an explosion.",
+    "active_seconds": "Versions without a window for this long are neither checked nor alerted on.",
+}
+
+
+def _check_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """One option per field of CheckSettings, with its default."""
+    for field in reversed(fields(check.CheckSettings)):
+        option = click.option(f"--{field.name.replace('_', '-')}", default=field.default, help=_CHECK_HELP[field.name])
+        command = option(command)
+    return command
+
+
+@click.command("detector", context_settings={"auto_envvar_prefix": "RELUSCOPE_DETECTOR", "show_default": True})
+@click.option("--database-url", envvar="RELUSCOPE_DATABASE_URL", required=True, help="postgresql+psycopg://...")
+@click.option("--bootstrap-servers", required=True, help="Kafka, host:port[,host:port].")
+@click.option("--topic", default="reluscope.windows", help="The topic that agents publish to.")
+@click.option("--group", default="reluscope-detector", help="Consumer group, the same for all replicas.")
+@click.option("--host", default="127.0.0.1", help="Address for metrics, runbooks and the webhook.")
+@click.option("--port", default=8500, type=click.IntRange(0, 65535), help="0 takes any free port.")
+@click.option("--check-interval", default=60.0, type=click.FloatRange(0.1), help="Seconds between checks.")
+@click.option("--retention-days", default=30, type=click.IntRange(1), help="How long windows are kept.")
+@click.option("--kafka-api-version", callback=_api_version, help="Such as 2.3; the broker is asked where not given.")
+@click.option("--log-format", default="console", type=click.Choice(["console", "json"]))
+@_check_options
+def command(
+    database_url: str,
+    bootstrap_servers: str,
+    topic: str,
+    group: str,
+    host: str,
+    port: int,
+    check_interval: float,
+    retention_days: int,
+    kafka_api_version: ApiVersion,
+    log_format: Format,
+    **checks: Any,
+) -> None:
+    """Run the detector: ingest windows, check them, serve metrics and runbooks, keep alerts."""
+    configure(log_format)
+    try:
+        settings = Settings(
+            database_url, bootstrap_servers, topic, group, host, port, check_interval, retention_days,
+            kafka_api_version, check.CheckSettings(**checks),
+        )  # fmt: skip
+        service = Service(settings, lambda: datetime.now(UTC))
+    except OSError as error:
+        reason = str(error) if isinstance(error, FileNotFoundError) else f"cannot listen on {host}:{port}: {error}"
+        raise click.ClickException(reason) from error
+    except (ValueError, StoreError) as error:
+        raise click.ClickException(str(error)) from error
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    try:
+        service.run(stop)
+    except runbooks.RunbookError as error:
+        raise click.ClickException(str(error)) from error

@@ -1,0 +1,32 @@
+"""Everything the detector keeps, in Postgres. `Store` is the one door; the modules beside it each hold one area."""
+
+from detector.runbooks import Runbook
+from detector.store.errors import LostOwnership, StoreError, StoreRefused, StoreUnavailable
+from detector.store.facade import Store
+from detector.store.types import (
+    AlertRow,
+    HistoryPoint,
+    IngestResult,
+    ModelVersion,
+    Origin,
+    Reference,
+    Span,
+    StoredCheck,
+)
+
+__all__ = [
+    "AlertRow",
+    "HistoryPoint",
+    "IngestResult",
+    "LostOwnership",
+    "ModelVersion",
+    "Origin",
+    "Reference",
+    "Runbook",
+    "Span",
+    "Store",
+    "StoreError",
+    "StoreRefused",
+    "StoreUnavailable",
+    "StoredCheck",
+]

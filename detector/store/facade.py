@@ -1,0 +1,193 @@
+"""`Store`: the detector's whole use of Postgres, one method per question."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+
+from agent.summary import Summary
+from agent.wire import Envelope, Probe
+from detector.finding import Check
+from detector.runbooks import Runbook
+from detector.store import alerts, checks, ingest, partitions, reading, references, versions
+from detector.store.database import Database
+from detector.store.types import (
+    AlertRow,
+    HistoryPoint,
+    IngestResult,
+    ModelVersion,
+    Origin,
+    Reference,
+    Span,
+    StoredCheck,
+)
+
+
+class Store:
+    """Thread-safe; connects when first used. Every method is one transaction and may raise `StoreError`."""
+
+    def __init__(self, url: str) -> None:
+        """``url`` is ``postgresql+psycopg://user:password@host:port/database``; raises StoreError where it is not."""
+        self._database = Database(url)
+
+    def close(self) -> None:
+        """Returns all connections."""
+        self._database.close()
+
+    def ping(self) -> None:
+        """Raises StoreUnavailable where Postgres does not answer, StoreError where it is not migrated."""
+        with self._database.begin() as connection:
+            versions.probe_schema(connection)
+
+    # Ingest
+
+    def next_offsets(self, topic: str) -> dict[int, int]:
+        """Per partition, the first offset that is not applied yet; partitions never ingested are absent."""
+        with self._database.begin() as connection:
+            return ingest.next_offsets(connection, topic)
+
+    def ingest(
+        self,
+        topic: str,
+        partition: int,
+        expected_offset: int | None,
+        next_offset: int,
+        envelopes: Sequence[Envelope],
+    ) -> IngestResult:
+        """Applies a micro-batch and moves the offset from ``expected_offset`` (None: not there yet), all or nothing.
+
+        Raises LostOwnership where the offset is another, StoreRefused where a message contradicts what is stored.
+        """
+        with self._database.begin() as connection:
+            return ingest.apply(connection, topic, partition, expected_offset, next_offset, envelopes)
+
+    # Model versions and their windows
+
+    def versions(self, since: datetime) -> list[ModelVersion]:
+        """Versions with a window that ends after ``since``, by model, then age."""
+        with self._database.begin() as connection:
+            return versions.with_windows(connection, since)
+
+    def model_version(self, model: str, version: str | None) -> ModelVersion | None:
+        """The newest of that name; ``version`` None: the newest of the model."""
+        with self._database.begin() as connection:
+            return versions.newest(connection, model, version)
+
+    def current_versions(self) -> list[ModelVersion]:
+        """Versions that are the latest deployment of their model on at least one agent."""
+        with self._database.begin() as connection:
+            return versions.current(connection)
+
+    def previous_version(self, version_id: int) -> ModelVersion | None:
+        """What was deployed last before this version's first deployment; None for a model's first version."""
+        with self._database.begin() as connection:
+            return versions.previous(connection, version_id)
+
+    def probes(self, version_id: int) -> list[Probe]:
+        """In graph order."""
+        with self._database.begin() as connection:
+            return versions.probes(connection, version_id)
+
+    def spans(self, version_id: int, start: datetime, end: datetime) -> list[Span]:
+        """Windows inside [start, end], ascending; n is the largest over probes."""
+        with self._database.begin() as connection:
+            return reading.spans(connection, version_id, start, end)
+
+    def summaries(self, version_id: int, start: datetime, end: datetime) -> dict[str, Summary]:
+        """By layer, in graph order, merged over the windows inside [start, end]."""
+        with self._database.begin() as connection:
+            return reading.summaries(connection, version_id, start, end)
+
+    def history(self, version_id: int, start: datetime, end: datetime) -> list[HistoryPoint]:
+        """One point per window inside [start, end] and layer, by window, then graph order."""
+        with self._database.begin() as connection:
+            return reading.history(connection, version_id, start, end)
+
+    # References
+
+    def reference(self, version_id: int) -> Reference | None:
+        """The active one."""
+        with self._database.begin() as connection:
+            return references.active(connection, version_id)
+
+    def references(self, version_id: int) -> list[Reference]:
+        """All, newest first, without their summaries."""
+        with self._database.begin() as connection:
+            return references.listing(connection, version_id)
+
+    def save_reference(
+        self,
+        version_id: int,
+        origin: Origin,
+        source_version_id: int,
+        start: datetime,
+        end: datetime,
+        n: int,
+        summaries: Mapping[str, Summary],
+    ) -> int:
+        """Makes a new active reference in place of the former one, which is kept; its id."""
+        with self._database.begin() as connection:
+            return references.save(connection, version_id, origin, source_version_id, start, end, n, summaries)
+
+    # Checks
+
+    def save_check(self, check: Check, runbook_versions: Mapping[str, int]) -> int:
+        """Stores a check with its findings, each pinned to its alert's runbook version where there is one; its id."""
+        with self._database.begin() as connection:
+            return checks.save(connection, check, runbook_versions)
+
+    def latest_checks(self, since: datetime) -> list[StoredCheck]:
+        """The newest check of every model version, of those that finished at or after ``since``."""
+        with self._database.begin() as connection:
+            return checks.latest(connection, since)
+
+    def checks(self, version_id: int, since: datetime, limit: int) -> list[StoredCheck]:
+        """Checks of a version that finished at or after ``since``, newest first."""
+        with self._database.begin() as connection:
+            return checks.of_version(connection, version_id, since, limit)
+
+    # Runbooks and alerts
+
+    def register_runbook(self, runbook: Runbook) -> None:
+        """Keeps a runbook version for ever; one that is registered already stays as it is."""
+        with self._database.begin() as connection:
+            alerts.register_runbook(connection, runbook)
+
+    def runbook(self, name: str, version: int) -> Runbook | None:
+        """One version of a runbook."""
+        with self._database.begin() as connection:
+            return alerts.runbook(connection, name, version)
+
+    def runbooks(self) -> list[Runbook]:
+        """All versions of all runbooks, by name, then version."""
+        with self._database.begin() as connection:
+            return alerts.runbooks(connection)
+
+    def save_alert(self, alert: AlertRow) -> None:
+        """Keeps an alert, or updates the one with the same fingerprint and start.
+
+        The runbook version of the first notice stays, as does a resolution against a late notice that it fires.
+        """
+        with self._database.begin() as connection:
+            alerts.save(connection, alert)
+
+    def alerts(self, since: datetime) -> list[AlertRow]:
+        """Alerts that started at or after ``since`` or had not ended by then, oldest first."""
+        with self._database.begin() as connection:
+            return alerts.listing(connection, since)
+
+    # Housekeeping
+
+    @contextmanager
+    def try_model_lock(self, version_id: int) -> Iterator[bool]:
+        """Whether this process alone may check the version; holds until the block ends. Never waits."""
+        with self._database.begin() as connection:
+            yield versions.try_lock(connection, version_id)
+
+    def maintain(self, now: datetime, retention_days: int, days_ahead: int) -> None:
+        """Makes daily partitions up to ``days_ahead`` and drops what is older than ``retention_days``.
+
+        Does nothing where another process is at it.
+        """
+        partitions.maintain(self._database, now, retention_days, days_ahead)

@@ -1,0 +1,163 @@
+"""Merging windows into the model's rows and the agents' rows; the caller holds the model versions' merge locks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+from sqlalchemy import Connection, Integer, any_, case, func, literal, select, update
+from sqlalchemy.dialects.postgresql import ARRAY, TIMESTAMP, insert
+
+from agent.summary import Summary, merge
+from agent.wire import Envelope, Probe, Window
+from detector.store.errors import StoreRefused
+from detector.store.rows import SUMMARY_COLUMNS, summary_from_row, summary_to_row
+from detector.store.tables import agent_windows, probes, windows
+
+Versioned = tuple[int, Envelope]
+"""An envelope and its model version's id."""
+WindowKey = tuple[int, datetime, datetime]
+"""Probe id, start, end."""
+_DESCRIPTION = ("op", "tensor", "kind", "axis", "position", "exact_zero")
+
+
+def merge_windows(connection: Connection, batch: Sequence[Versioned]) -> None:
+    """Adds all windows of a batch; raises StoreRefused where a layer has another width than before."""
+    probe_ids = _probe_ids(connection, batch)
+    merged: dict[WindowKey, Summary] = {}
+    versions: dict[int, int] = {}
+    agents: list[dict[str, Any]] = []
+    for version_id, envelope in batch:
+        if not isinstance(envelope.body, Window):
+            continue
+        start, end = moment(envelope.body.start_ms), moment(envelope.body.end_ms)
+        for item in envelope.body.probes:
+            probe_id = probe_ids[version_id, item.probe.name]
+            versions[probe_id] = version_id
+            key = (probe_id, start, end)
+            merged[key] = merge(merged[key], item.summary) if key in merged else item.summary
+            agents.append(_agent_row(envelope.agent_id, key, item.summary))
+    if merged:
+        _write(connection, merged, versions)
+        _write_agents(connection, agents)
+
+
+def _probe_ids(connection: Connection, batch: Sequence[Versioned]) -> dict[tuple[int, str], int]:
+    """Ids by (model version, layer); makes unknown probes, keeps descriptions and widths up to date."""
+    told: dict[tuple[int, str], Probe] = {}
+    widths: dict[tuple[int, str], int] = {}
+    for version_id, envelope in batch:
+        body = envelope.body
+        for probe in (item.probe for item in body.probes) if isinstance(body, Window) else body.probes:
+            told[version_id, probe.name] = probe
+        for item in body.probes if isinstance(body, Window) else ():
+            key = (version_id, item.probe.name)
+            if widths.setdefault(key, item.summary.channels) != item.summary.channels:
+                raise StoreRefused(_width(item.probe.name, item.summary.channels, widths[key]))
+    if not told:
+        return {}
+    rows = connection.execute(select(probes).where(probes.c.model_version_id.in_({key[0] for key in told})))
+    ids: dict[tuple[int, str], int] = {}
+    for row in rows.mappings():
+        key = (row["model_version_id"], row["name"])
+        ids[key] = row["id"]
+        if key in told:
+            width = widths.get(key)
+            if width is not None and row["channels"] not in (None, width):
+                raise StoreRefused(_width(key[1], width, row["channels"]))
+            new = _columns(told[key], row["channels"] or width or told[key].channels)
+            if any(row[name] != value for name, value in new.items()):
+                connection.execute(update(probes).where(probes.c.id == row["id"]).values(**new))
+    fresh = [
+        {"model_version_id": key[0], "name": key[1], **_columns(probe, widths.get(key, probe.channels))}
+        for key, probe in told.items()
+        if key not in ids
+    ]
+    if fresh:
+        made = connection.execute(
+            insert(probes).returning(probes.c.id, probes.c.model_version_id, probes.c.name), fresh
+        )
+        ids.update({(row.model_version_id, row.name): row.id for row in made})
+    return ids
+
+
+def _columns(probe: Probe, channels: int | None) -> dict[str, Any]:
+    return {"channels": channels, **{name: getattr(probe, name) for name in _DESCRIPTION}}
+
+
+def _width(layer: str, channels: int, before: int) -> str:
+    return f"layer {layer} has {channels} channels here and {before} elsewhere in the same model version"
+
+
+def moment(unix_ms: int) -> datetime:
+    """The time of a Unix timestamp in milliseconds, exactly."""
+    return datetime.fromtimestamp(unix_ms // 1000, UTC).replace(microsecond=unix_ms % 1000 * 1000)
+
+
+def _write(connection: Connection, merged: dict[WindowKey, Summary], versions: dict[int, int]) -> None:
+    # All combinations of the probes and starts rather than pairs: two parameters, however wide the batch is.
+    probe_ids, starts = sorted({key[0] for key in merged}), sorted({key[1] for key in merged})
+    known = connection.execute(
+        select(windows).where(
+            windows.c.probe_id == any_(literal(probe_ids, ARRAY(Integer))),
+            windows.c.window_start == any_(literal(starts, ARRAY(TIMESTAMP(timezone=True)))),
+        )
+    )
+    for row in known.mappings():
+        key = (row["probe_id"], row["window_start"], row["window_end"])
+        if key in merged:
+            merged[key] = merge(summary_from_row(row), merged[key])
+    upsert = insert(windows)
+    upsert = upsert.on_conflict_do_update(
+        index_elements=["probe_id", "window_start", "window_end"],
+        set_={name: upsert.excluded[name] for name in SUMMARY_COLUMNS},
+    )
+    rows = [
+        {
+            "model_version_id": versions[probe_id],
+            "probe_id": probe_id,
+            "window_start": start,
+            "window_end": end,
+            **summary_to_row(summary),
+        }
+        for (probe_id, start, end), summary in merged.items()
+    ]
+    connection.execute(upsert, rows)
+
+
+def _agent_row(agent_id: str, key: WindowKey, summary: Summary) -> dict[str, Any]:
+    finite = summary.finite
+    pairs = int(finite.sum())
+    largest = float(summary.max.max()) if pairs else None
+    return {
+        "agent_id": agent_id,
+        "probe_id": key[0],
+        "window_start": key[1],
+        "window_end": key[2],
+        "n": int(summary.n),
+        "active_share": float(summary.active.sum() / max(pairs, 1)),
+        "mean": float(np.dot(summary.mean, finite) / max(pairs, 1)),
+        "max": largest,
+        "nonfinite": int(summary.nonfinite.sum()),
+    }
+
+
+def _write_agents(connection: Connection, rows: list[dict[str, Any]]) -> None:
+    """An agent may say a window in parts, as after a restart: parts are weighted by their requests."""
+    table = agent_windows.c
+    upsert = insert(agent_windows)
+    new = upsert.excluded
+    total = case((table.n + new.n == 0, 1), else_=table.n + new.n)
+    averages = {name: (table[name] * table.n + new[name] * new.n) / total for name in ("active_share", "mean")}
+    upsert = upsert.on_conflict_do_update(
+        index_elements=["agent_id", "probe_id", "window_start", "window_end"],
+        set_={
+            "n": table.n + new.n,
+            **averages,
+            "max": func.greatest(table.max, new.max),
+            "nonfinite": table.nonfinite + new.nonfinite,
+        },
+    )
+    connection.execute(upsert, rows)

@@ -1,0 +1,84 @@
+"""References: made once, kept for ever, one of them active per model version."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any, cast
+
+from sqlalchemy import Connection, RowMapping, insert, select, update
+
+from agent.summary import Summary
+from detector.store import locks
+from detector.store.rows import summary_from_row, summary_to_row
+from detector.store.tables import model_references, reference_probes
+from detector.store.types import Origin, Reference
+
+
+def active(connection: Connection, version_id: int) -> Reference | None:
+    """See `Store.reference`."""
+    table = model_references.c
+    query = select(model_references).where(table.model_version_id == version_id, table.active)
+    row = connection.execute(query).mappings().one_or_none()
+    if row is None:
+        return None
+    parts = connection.execute(select(reference_probes).where(reference_probes.c.reference_id == row["id"])).mappings()
+    return _reference(row, {part["name"]: summary_from_row(part) for part in parts})
+
+
+def listing(connection: Connection, version_id: int) -> list[Reference]:
+    """See `Store.references`."""
+    table = model_references.c
+    rows = connection.execute(
+        select(model_references)
+        .where(table.model_version_id == version_id)
+        .order_by(table.created_at.desc(), table.id.desc())
+    )
+    return [_reference(row, {}) for row in rows.mappings()]
+
+
+def save(
+    connection: Connection,
+    version_id: int,
+    origin: Origin,
+    source_version_id: int,
+    start: datetime,
+    end: datetime,
+    n: int,
+    summaries: Mapping[str, Summary],
+) -> int:
+    """See `Store.save_reference`."""
+    # Waits for another writer: an index allows one active reference, and the later one wins.
+    locks.wait(connection, locks.REFERENCE, version_id)
+    table = model_references
+    connection.execute(update(table).where(table.c.model_version_id == version_id, table.c.active).values(active=False))
+    values: dict[str, Any] = {
+        "model_version_id": version_id,
+        "origin": origin,
+        "source_version_id": source_version_id,
+        "window_start": start,
+        "window_end": end,
+        "n": n,
+        "active": True,
+    }
+    reference_id = int(connection.execute(insert(table).values(**values).returning(table.c.id)).scalar_one())
+    rows = [
+        {"reference_id": reference_id, "name": name, **summary_to_row(summary)} for name, summary in summaries.items()
+    ]
+    if rows:
+        connection.execute(insert(reference_probes), rows)
+    return reference_id
+
+
+def _reference(row: RowMapping, summaries: Mapping[str, Summary]) -> Reference:
+    return Reference(
+        id=row["id"],
+        version_id=row["model_version_id"],
+        origin=cast(Origin, row["origin"]),
+        source_version_id=row["source_version_id"],
+        start=row["window_start"],
+        end=row["window_end"],
+        n=row["n"],
+        created_at=row["created_at"],
+        summaries=summaries,
+    )

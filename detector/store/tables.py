@@ -1,0 +1,191 @@
+"""The tables as SQLAlchemy sees them. The migrations make them; a test holds the two alike."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    Boolean,
+    Column,
+    DateTime,
+    Double,
+    Integer,
+    LargeBinary,
+    MetaData,
+    SmallInteger,
+    Table,
+    Text,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+
+metadata = MetaData()
+
+
+def _id() -> Column[int]:
+    return Column("id", Integer, primary_key=True)
+
+
+def _time(name: str, *, null: bool = False, primary_key: bool = False) -> Column[Any]:
+    return Column(name, DateTime(timezone=True), nullable=null, primary_key=primary_key)
+
+
+def _summary_columns() -> list[Column[Any]]:
+    counts: list[Column[Any]] = [Column(name, ARRAY(BigInteger), nullable=False) for name in ("active", "nonfinite")]
+    values: list[Column[Any]] = [
+        Column(name, ARRAY(Double), nullable=False)
+        for name in ("fraction_sum", "fraction_sq_sum", "mean", "m2", "min", "max")
+    ]
+    sketch: list[Column[Any]] = [
+        Column("sketch", LargeBinary, nullable=False),
+        Column("sketch_version", SmallInteger, nullable=False),
+    ]
+    return [Column("n", BigInteger, nullable=False), *counts, *values, *sketch]
+
+
+def _text(*names: str, null: bool = False) -> list[Column[str]]:
+    return [Column(name, Text, nullable=null) for name in names]
+
+
+def _numbers(kind: Any, *names: str) -> list[Column[Any]]:
+    return [Column(name, kind, nullable=False) for name in names]
+
+
+model_versions = Table("model_versions", metadata, _id(), *_text("model", "version", "digest"), _time("first_seen"))
+
+deployments = Table(
+    "deployments", metadata, _id(), Column("model_version_id", Integer), *_text("agent_id", "provider"), _time("at")
+)
+
+probes = Table(
+    "probes",
+    metadata,
+    _id(),
+    *_numbers(Integer, "model_version_id"),
+    *_text("name", "op", "tensor", "kind"),
+    Column("channels", Integer),
+    *_numbers(Integer, "axis", "position"),
+    Column("exact_zero", Boolean, nullable=False),
+)
+
+windows = Table(
+    "windows",
+    metadata,
+    *_numbers(Integer, "model_version_id"),
+    Column("probe_id", Integer, primary_key=True),
+    _time("window_start", primary_key=True),
+    _time("window_end", primary_key=True),
+    *_summary_columns(),
+)
+
+agent_windows = Table(
+    "agent_windows",
+    metadata,
+    Column("agent_id", Text, primary_key=True),
+    Column("probe_id", Integer, primary_key=True),
+    _time("window_start", primary_key=True),
+    _time("window_end", primary_key=True),
+    *_numbers(BigInteger, "n"),
+    *_numbers(Double, "active_share", "mean"),
+    Column("max", Double),
+    *_numbers(BigInteger, "nonfinite"),
+)
+
+ingest_keys = Table(
+    "ingest_keys",
+    metadata,
+    Column("agent_id", Text, primary_key=True),
+    Column("boot_epoch", BigInteger, primary_key=True),
+    Column("seq", BigInteger, primary_key=True),
+    _time("received_at"),
+)
+
+ingest_offsets = Table(
+    "ingest_offsets",
+    metadata,
+    Column("topic", Text, primary_key=True),
+    Column("partition", Integer, primary_key=True),
+    *_numbers(BigInteger, "next_offset"),
+)
+
+model_references = Table(
+    "model_references",
+    metadata,
+    _id(),
+    *_numbers(Integer, "model_version_id"),
+    *_text("origin"),
+    *_numbers(Integer, "source_version_id"),
+    _time("window_start"),
+    _time("window_end"),
+    *_numbers(BigInteger, "n"),
+    _time("created_at"),
+    Column("active", Boolean, nullable=False),
+)
+
+reference_probes = Table(
+    "reference_probes",
+    metadata,
+    Column("reference_id", Integer, primary_key=True),
+    Column("name", Text, primary_key=True),
+    *_summary_columns(),
+)
+
+checks = Table(
+    "checks",
+    metadata,
+    _id(),
+    *_numbers(Integer, "model_version_id"),
+    Column("reference_id", Integer),
+    _time("started_at"),
+    _time("finished_at"),
+    _time("window_start", null=True),
+    _time("window_end", null=True),
+    *_numbers(BigInteger, "n"),
+    *_text("status", "note"),
+    Column("layers", JSONB, nullable=False),
+)
+
+findings = Table(
+    "findings",
+    metadata,
+    _id(),
+    *_numbers(Integer, "check_id"),
+    *_text("layer", "kind"),
+    *_numbers(Integer, "position"),
+    *_text("test", "cause", "severity"),
+    Column("origin", Boolean, nullable=False),
+    Column("channels", ARRAY(Integer), nullable=False),
+    *_numbers(Integer, "channels_total"),
+    *_numbers(Double, "statistic", "p_value", "effect"),
+    *_numbers(BigInteger, "n", "n_reference"),
+    *_text("summary", "alert"),
+    Column("evidence", JSONB, nullable=False),
+    Column("details", JSONB, nullable=False),
+    *_text("runbook_name", null=True),
+    Column("runbook_version", Integer),
+)
+
+runbooks = Table(
+    "runbooks",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("version", Integer, primary_key=True),
+    *_text("sha256", "body", "severity", "cause", "owner"),
+    _time("registered_at"),
+)
+
+alerts = Table(
+    "alerts",
+    metadata,
+    _id(),
+    *_text("fingerprint", "alertname", "status"),
+    *_text("severity", "model", "version", "layer", "cause", null=True),
+    _time("starts_at"),
+    _time("ends_at", null=True),
+    Column("labels", JSONB, nullable=False),
+    Column("annotations", JSONB, nullable=False),
+    *_text("runbook_name", null=True),
+    Column("runbook_version", Integer),
+    _time("received_at"),
+)
