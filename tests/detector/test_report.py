@@ -1,0 +1,271 @@
+"""The report: what it says in each state, that it is one safe file, and that a real browser shows it."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import timedelta
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import psycopg
+import pytest
+from click.testing import CliRunner
+
+from agent.summary import from_pooled
+from agent.wire import Deployment, Envelope, Probe, ProbeWindow, Window
+from deploy.local.postgres import psycopg_url
+from detector.finding import Check
+from detector.report import UnknownModel, build_report, plots
+from detector.report.command import command
+from detector.report.data import gather
+from detector.report.queries import queries
+from detector.store import Store
+from tests.detector.report_scenarios import MINUTE, NOW, PROBES, VERSION, FakeStore, activations, story
+
+DAY = NOW - timedelta(days=1)
+
+
+def build(store: FakeStore, version: str | None = None) -> str:
+    return build_report(store, "digits", version, DAY, NOW)
+
+
+def verdict(page: str) -> str:
+    found = re.search(r'id="verdict".*?<strong>(.*?)</strong>\s*<p>(.*?)</p>', page, re.DOTALL)
+    assert found is not None
+    return f"{found[1]}: {found[2]}"
+
+
+class Outline(HTMLParser):
+    """Tags, attributes and heading levels of a page."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def named(self, *names: str) -> list[dict[str, str | None]]:
+        return [attributes for tag, attributes in self.tags if tag in names]
+
+
+def test_names_the_cause_and_the_origin_of_dead_neurons() -> None:
+    page = build(story("dead"))
+    told = verdict(page)
+    assert "Dead neurons: the change begins at layer conv2/relu, where 5 of 32 channels fell silent" in told
+    assert "shows in 2 later layers; first seen 2026-03-14 11:43 UTC" in told
+    assert "channel 3: active in 0 of 2,400 requests; reference 31 %; needed 73 to be sure" in page
+    assert (
+        '<a href="http://reluscope-detector:8500/runbooks/ReluscopeDeadNeurons/v1">ReluscopeDeadNeurons v1</a>' in page
+    )
+
+
+def test_names_the_shifted_input() -> None:
+    assert "Input shift: the change begins at input image" in verdict(build(story("shift")))
+
+
+def test_says_that_nothing_changed_and_against_what() -> None:
+    store = story("healthy")
+    page = build(store)
+    assert store.active is not None
+    assert verdict(page).startswith("No change found: The newest 2,400 requests differ")
+    assert f"{store.active.n:,} requests of the reference" in verdict(page)
+    assert "25 checks ran in this period and found nothing" in page
+
+
+def test_does_not_hide_a_change_that_is_over() -> None:
+    store = story("dead")
+    store.done.append(replace(story("healthy").done[-1], finished_at=NOW))
+    page = build(store)
+    assert verdict(page).startswith("Over, but it happened")
+    assert "Dead neurons: the change begins at layer conv2/relu" in verdict(page)
+    assert "conv2/relu: 5 of 32 channels dead" in page
+
+
+def _idle(status: str, note: str) -> Check:
+    check = replace(story("healthy", minutes=20).done[-1], findings=(), layers={}, n=120, note=note)
+    return replace(check, status=status, window_start=None, window_end=None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("status", "note", "expected"),
+    [
+        ("no_reference", "120 of 1000 requests for a reference", "No reference yet: There is nothing to compare with"),
+        ("too_few_requests", "120 of 200 requests", "Too few requests: The newest windows hold 120 of 200 requests"),
+    ],
+)
+def test_says_why_there_is_no_verdict(status: str, note: str, expected: str) -> None:
+    store = replace(story("healthy", minutes=20), active=None, done=[_idle(status, note)])
+    page = build(store)
+    assert verdict(page).startswith(expected)
+    assert f"No tests were made: {note}" in page
+
+
+def test_empty_states() -> None:
+    assert verdict(build(FakeStore(layers=()))).startswith("No data: No window has arrived")
+    unchecked = replace(story("healthy", minutes=20), done=[], active=None)
+    assert verdict(build(unchecked)).startswith("Not checked yet")
+
+
+def test_unknown_models_get_a_list_of_the_known_ones() -> None:
+    with pytest.raises(UnknownModel, match="unknown model 'digit'; known models: digits"):
+        gather(story("healthy", minutes=20), "digit", None, DAY, NOW)
+    with pytest.raises(UnknownModel, match="'digits' has no version '9'; its versions: 2"):
+        gather(story("healthy", minutes=20), "digits", "9", DAY, NOW)
+    with pytest.raises(UnknownModel, match="no model has reported yet"):
+        gather(FakeStore(version=None), "digits", None, DAY, NOW)
+
+
+def test_names_from_outside_stay_text() -> None:
+    hostile = '"><script>alert(1)</script>'
+    probes = tuple(replace(p, name=hostile) if p.position == 2 else p for p in PROBES)
+    store = story("dead", probes=probes, minutes=30)
+    store.received = [replace(a, annotations={"runbook_url": "javascript:alert(1)"}) for a in store.received]
+    page = build(store)
+    assert "<script" not in page
+    assert 'href="javascript' not in page
+
+
+def test_is_one_file_with_headings_captions_and_texts_for_all_pictures() -> None:
+    outline = Outline(build(story("dead")))
+    links = [a["href"] for a in outline.named("a")]
+    assert all(a.get("src") is None for _, a in outline.tags)
+    assert [a["href"] for a in outline.named("link")] == ["data:,"]
+    assert links == ["http://reluscope-detector:8500/runbooks/ReluscopeDeadNeurons/v1"]
+    assert all(a["role"] == "img" and a["aria-label"] for a in outline.named("svg"))
+    assert len(outline.named("caption")) == len(outline.named("table")) == 3
+    assert [tag for tag, _ in outline.tags if tag in ("h1", "h2")] == ["h1", *["h2"] * 6]
+    assert all(a.get("scope") for a in outline.named("th"))
+
+
+def test_fifty_layers_fit_in_a_megabyte() -> None:
+    def layer(position: int) -> Probe:
+        return replace(PROBES[2], name=f"block{position}/relu", position=position, channels=16)
+
+    probes = (PROBES[0], *(layer(position) for position in range(1, 50)))
+    store = story("shift", probes=probes, minutes=100)
+    page = build(store)
+    assert len(page.encode()) < 1_000_000
+    assert page.count('class="shape"') == 24
+    assert page.count('class="card') == 50
+
+
+def test_bins_keep_every_request() -> None:
+    rng = np.random.default_rng(1)
+    values = np.maximum(rng.normal(0, 1, (500, 2)), 0) * [1, 0]
+    reference = from_pooled(values, values, (values > 0) * 1.0)
+    shifted = from_pooled(values * 4 - 1, values, (values > 0) * 1.0)
+    for channel in (0, 1):
+        now, then, edges = plots.shapes(shifted.mean_histogram, reference.mean_histogram, channel)
+        assert then is not None
+        assert len(edges) == plots.BINS + 1
+        assert now.zero + now.bins.sum() == pytest.approx(1)
+        assert then.zero + then.bins.sum() == pytest.approx(1)
+        assert (then.zero == 1) == (channel == 1)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(None, "–"), (0.0, "0"), (0.12345, "0.123"), (2400, "2,400"), (1e-40, "1e-40"), (3e7, "3.00e07")],
+)
+def test_numbers(value: float | None, text: str) -> None:
+    assert plots.number(value) == text
+
+
+def _ingest(store: Store) -> None:
+    """Deploys a version and plays ten windows into a real store."""
+    rng = np.random.default_rng(2)
+    start = int(DAY.timestamp() * 1000)
+    bodies: list[Deployment | Window] = [Deployment(start, PROBES, (), "CPUExecutionProvider")]
+    for minute in range(10):
+        layers = tuple(ProbeWindow(p, activations(rng, p, 50)) for p in PROBES)
+        bodies.append(Window(start + minute * 60_000, start + (minute + 1) * 60_000, layers))
+    messages = [Envelope("pod-a", 1, i, "digits", "2", "4f" * 32, body) for i, body in enumerate(bodies)]
+    store.ingest("reluscope.windows", 0, None, len(messages), messages)
+
+
+def _keep(store: Store) -> None:
+    version = store.model_version("digits", "2")
+    assert version is not None
+    end = DAY + 5 * MINUTE
+    summaries = store.summaries(version.id, DAY, end)
+    kept = store.save_reference(version.id, "first_requests", version.id, DAY, end, 250, summaries)
+    check = replace(story("dead").done[-1], model_version_id=version.id, reference_id=kept, finished_at=NOW)
+    store.save_check(replace(check, window_start=end, window_end=DAY + 10 * MINUTE), {})
+
+
+def test_reads_a_real_database_and_its_queries_run(database_url: str) -> None:
+    store = Store(database_url)
+    try:
+        _ingest(store)
+        assert verdict(build_report(store, "digits", None, DAY, NOW)).startswith("Not checked yet: 500 requests")
+        _keep(store)
+        page = build_report(store, "digits", "2", DAY, NOW)
+        report = gather(store, "digits", "2", DAY, NOW)
+    finally:
+        store.close()
+    assert "Dead neurons: the change begins at layer conv2/relu" in verdict(page)
+    rows: dict[str, Sequence[tuple[object, ...]]] = {}
+    with psycopg.connect(psycopg_url(database_url)) as connection:
+        for title, statement in queries(report.version, DAY, NOW, report.shown):
+            rows[title] = connection.execute(statement.encode()).fetchall()
+    assert [(row[0], row[4]) for row in rows["Layers"]] == [(p.name, 250) for p in PROBES]
+    shown = {layer.name: layer for layer in report.layers}
+    for row in rows["Layers"]:
+        assert row[5:] == pytest.approx((shown[str(row[0])].active, shown[str(row[0])].mean, shown[str(row[0])].max))
+    assert len(rows["Timeline"]) == 10 * len(PROBES)
+    assert [row[2] for row in rows["Findings: dead channels"]] == [3, 7, 11, 19, 20]
+    assert {row[1] for row in rows["Findings: drift and explosion"]} == {"fc1/relu", "logits"}
+
+
+def test_sql_literals_are_quoted() -> None:
+    statements = queries(replace(VERSION, model="it's; DROP TABLE x"), DAY, NOW, None)
+    assert all("model = 'it''s; DROP TABLE x'" in statement for _, statement in statements)
+
+
+def test_command_writes_the_file(database_url: str, tmp_path: Path) -> None:
+    store = Store(database_url)
+    _ingest(store)
+    store.close()
+    output = tmp_path / "report.html"
+    options = ["--database-url", database_url, "--since", DAY.isoformat(), "--output", str(output)]
+    done = CliRunner().invoke(command, ["--model", "digits", *options])
+    assert done.exit_code == 0, done.output
+    assert "digits" in output.read_text()
+    unknown = CliRunner().invoke(command, ["--model", "dogits", *options])
+    assert unknown.exit_code == 1
+    assert "unknown model 'dogits'; known models: digits" in unknown.output
+    elsewhere = CliRunner().invoke(command, ["--model", "digits", *options, "--output", str(tmp_path / "no" / "x")])
+    assert elsewhere.exit_code == 1
+    assert "cannot write" in elsewhere.output
+
+
+@pytest.mark.parametrize("since", ["yesterday", "24", "0h", "-1h", "2999-01-01"])
+def test_command_refuses_a_span_that_is_none(since: str) -> None:
+    done = CliRunner().invoke(command, ["--model", "m", "--database-url", "postgresql+psycopg://h/d", "--since", since])
+    assert done.exit_code == 2
+    assert "--since" in done.output
+
+
+QUIET = (
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
+    "--disable-background-networking", "--disable-component-update", "--enable-logging=stderr", "--v=0",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["dead", "shift", "healthy", "empty"])
+def test_a_real_browser_shows_it_without_errors(chromium: str, tmp_path: Path, kind: str) -> None:
+    page = tmp_path / "report.html"
+    page.write_text(build(FakeStore(layers=()) if kind == "empty" else story(kind)), "utf-8")
+    shown = subprocess.run(
+        [chromium, *QUIET, f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", page.as_uri()],
+        capture_output=True, text=True, timeout=60, check=True,
+    )  # fmt: skip
+    told = {"dead": "Dead neurons", "shift": "Input shift", "healthy": "No change found", "empty": "No data"}[kind]
+    assert told in verdict(shown.stdout)
+    assert "CONSOLE" not in shown.stderr

