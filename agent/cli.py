@@ -31,6 +31,8 @@ class Commands(click.Group):
                 rows.append((name, _load(entry).get_short_help_str(limit=90)))
             except click.ClickException:
                 rows.append((name, f"(needs {_requirement(entry)})"))
+            except ImportError as error:
+                rows.append((name, f"(cannot be loaded: {error})"))  # the other commands still have their help
         with formatter.section("Commands"):
             formatter.write_dl(rows)
 

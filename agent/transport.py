@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import random
 import threading
@@ -102,7 +103,7 @@ class Publisher:
             while not stop.is_set():
                 try:
                     busy = self._round(outbox, stop)
-                except Exception as error:  # whatever it is, the windows are on disk and the next attempt may do
+                except Exception as error:  # noqa: BLE001 - the windows are on disk, the next attempt may do
                     self._report(error)
                     stop.wait(delay * (0.5 + self._jitter()))
                     delay = min(delay * 2, _LAST_DELAY)
@@ -119,7 +120,7 @@ class Publisher:
         try:
             while not self._failing and time.monotonic() < deadline and self._round(outbox, stop):
                 pass
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - the next start sends what is left
             self._report(error)
 
     def _round(self, outbox: Outbox, stop: threading.Event) -> bool:
@@ -131,7 +132,7 @@ class Publisher:
         if outbox.depth()[0] == 0:
             return False
         if self._producer is None:
-            self._producer = KafkaProducer(**self._settings)
+            self._producer = self._connect()
         sent: list[_Sent] = []
         failure: Exception | None = None
         for item in outbox.pending(_BATCH, self._max_in_flight_bytes):
@@ -146,6 +147,22 @@ class Publisher:
         if failure is not None:
             raise failure
         return True
+
+    def _connect(self) -> Any:
+        made: list[Any] = []
+
+        def make_client(**settings: Any) -> Any:
+            made.append(KafkaProducer.DEFAULT_CONFIG["kafka_client"](**settings))
+            return made[-1]
+
+        try:
+            return KafkaProducer(kafka_client=make_client, **self._settings)
+        except (
+            BaseException
+        ):  # the constructor asks the broker for its version, and leaves its sockets open if it fails
+            for client in made:
+                client.close()
+            raise
 
     def _send(self, item: Item) -> Any:
         headers = [
@@ -165,10 +182,8 @@ class Publisher:
             while not each.future.is_done and time.monotonic() < patience:
                 if stop.is_set():
                     patience = min(patience, time.monotonic() + _DRAIN_SECONDS)
-                try:
+                with contextlib.suppress(Exception):  # still under way, or failed: told apart below
                     each.future.get(timeout=0.1)
-                except Exception:
-                    continue  # still under way, or failed: told apart below
             if not each.future.is_done:
                 failure = KafkaTimeoutError("the broker has not acknowledged in time")
             elif each.future.succeeded():

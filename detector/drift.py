@@ -111,12 +111,14 @@ def _chi_squared(reference: Floats, current: Floats, bins: Ints, min_effect: flo
     p, q = reference / np.maximum(m0, 1)[:, None], current / np.maximum(m, 1)[:, None]
     squared = (q - p) ** 2
     middle = (p + q) / 2
+    effective, freedom = m * m0 / np.maximum(m + m0, 1), np.maximum(bins - 1, 1)
     omega = (squared / np.where(middle > 0, middle, 1)).sum(axis=1)
     with np.errstate(divide="ignore", invalid="ignore"):
         omega_reference = np.where(squared > 0, squared / p, 0).sum(axis=1)
-        stretch = np.where(omega_reference > 0, np.maximum(1, omega / omega_reference), 1)
-    effective = m * m0 / np.maximum(m + m0, 1)
-    statistic, freedom = effective * omega, np.maximum(bins - 1, 1)
+        # Chance adds the same to both; without that the ratio is nearer to the boundary's.
+        noise = np.where(effective * omega_reference > 2 * freedom, freedom / np.maximum(effective, 1e-300), 0)
+        stretch = np.where(omega_reference > 0, np.maximum(1, (omega - noise) / (omega_reference - noise)), 1)
+    statistic = effective * omega
     usable: NDArray[np.bool_] = bins >= 2
     p_value = np.ones(len(bins))
     p_value[usable] = ncx2_tail(statistic[usable], freedom[usable], (effective * min_effect**2 * stretch)[usable])

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Protocol, TypeVar
+from typing import Any, ParamSpec, Protocol, TypeVar
 
 import structlog
 import uvicorn
@@ -23,9 +23,10 @@ from starlette.routing import Route
 from detector import pages, webhook
 from detector.metrics import CONTENT_TYPE, DetectorMetrics
 from detector.runbooks import Runbook
-from detector.store import AlertRow, StoredCheck, StoreError
+from detector.store import AlertRow, StoredCheck, StoreError, StoreRefused
 
 MAX_BODY = 4 * 1024 * 1024
+P = ParamSpec("P")
 T = TypeVar("T")
 log = structlog.get_logger()
 
@@ -88,7 +89,7 @@ def build_app(backend: Backend) -> Starlette:
         wanted = {key: request.query_params[key] for key in ("model", "version") if key in request.query_params}
         checks = [
             {"id": s.id, "model": s.model, "version": s.version, **dataclasses.asdict(s.check)}
-            for s in _guarded(lambda: backend.store.latest_checks(since))
+            for s in _guarded(backend.store.latest_checks, since)
             if all(getattr(s, key) == value for key, value in wanted.items())
         ]
         return JSONResponse({"checks": _plain(checks)})
@@ -149,9 +150,12 @@ def _stored(backend: Backend, must: bool = False) -> dict[tuple[str, int], Runbo
         return {}
 
 
-def _guarded(read: Callable[[], T]) -> T:
+def _guarded(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     try:
-        return read()
+        return call(*args, **kwargs)
+    except StoreRefused as error:  # Trying again cannot help, and Alertmanager repeats whatever ends in 5xx.
+        log.error("http.store_refused", error=str(error))
+        raise HTTPException(422, "the database refuses this; the detector's log says more") from error
     except StoreError as error:
         log.error("http.store_unavailable", error=str(error))
         raise HTTPException(503, "the database does not answer; the detector's log says more") from error
@@ -161,7 +165,7 @@ def _save(backend: Backend, received: list[webhook.Received]) -> None:
     now = backend.clock()
     for alert in received:
         runbook = alert.runbook
-        if runbook is not None and _guarded(lambda r=runbook: backend.store.runbook(*r)) is None:
+        if runbook is not None and _guarded(backend.store.runbook, *runbook) is None:
             # Rules of another release may name a version unknown here; the annotation still keeps the URL.
             log.warning("alerts.runbook_unknown", alertname=alert.alertname, runbook=runbook)
             runbook = None
@@ -182,7 +186,7 @@ def _save(backend: Backend, received: list[webhook.Received]) -> None:
             runbook_version=runbook[1] if runbook else None,
             received_at=now,
         )
-        _guarded(lambda row=row: backend.store.save_alert(row))
+        _guarded(backend.store.save_alert, row)
         backend.metrics.alert_received(alert.alertname, alert.status)
         log.info("alerts.stored", alertname=alert.alertname, status=alert.status, model=row.model, version=row.version)
 
@@ -211,7 +215,8 @@ def _plain(value: Any) -> Any:
 
 
 def _http_error(_: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
+    if not isinstance(error, HTTPException):
+        raise error
     return JSONResponse({"error": error.detail}, error.status_code, headers=error.headers)
 
 

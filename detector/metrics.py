@@ -1,7 +1,7 @@
 """What the detector exports to Prometheus.
 
 Two kinds. Counters tell what this process did. Everything on models, windows, checks and findings comes from a
-`Snapshot` of the store, so that replicas and restarted processes export the same, and a scrape never waits for Postgres.
+`Snapshot` of the store: replicas and restarted processes export the same, and a scrape never waits for Postgres.
 """
 
 from __future__ import annotations
@@ -32,20 +32,26 @@ class SnapshotStore(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Checked:
-    """The latest check of one model version, and when its newest window ended."""
+class Watched:
+    """A model version with recent windows, and its latest check if there is one."""
 
     model: str
     version: str
-    check: Check
     last_window_end: datetime
+    first_seen: datetime
+    check: Check | None
+
+    @property
+    def last_check(self) -> datetime:
+        """Before the first check: when the version was first seen, so that a check that never comes is missed too."""
+        return self.check.finished_at if self.check else self.first_seen
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
     """All that the exported gauges are made from; keys are (model, version)."""
 
-    checked: dict[tuple[str, str], Checked]
+    watched: dict[tuple[str, str], Watched]
     last_window: dict[tuple[str, str], datetime]
     """Of every deployed version: the end of its newest window, or its deployment where that is later."""
     runbooks: dict[str, int]
@@ -53,21 +59,20 @@ class Snapshot:
     @classmethod
     def read(cls, store: SnapshotStore, now: datetime, stale: timedelta, runbooks: dict[str, int]) -> Snapshot:
         """Reads the store as of ``now``."""
-        live = {version.id: version for version in store.versions(since=now - stale)}
-        checked: dict[tuple[str, str], Checked] = {}
-        # A version string may have been re-used for another file (digest): the newer row speaks for it.
-        for stored in sorted(store.latest_checks(since=now - stale), key=lambda s: s.check.finished_at):
-            version = live.get(stored.check.model_version_id)
-            if version is not None and version.last_window_end is not None:
-                key = (stored.model, stored.version)
-                checked[key] = Checked(*key, stored.check, version.last_window_end)
+        checks = {stored.check.model_version_id: stored.check for stored in store.latest_checks(since=now - stale)}
+        watched: dict[tuple[str, str], Watched] = {}
+        # A version's name may have been used again for another file: the one with the newest window speaks for it.
+        live = ((v.last_window_end, v) for v in store.versions(since=now - stale) if v.last_window_end is not None)
+        for end, version in sorted(live, key=lambda pair: (pair[0], pair[1].id)):
+            key = (version.model, version.version)
+            watched[key] = Watched(*key, end, version.first_seen, checks.get(version.id))
         last_window: dict[tuple[str, str], datetime] = {}
         for version in store.current_versions():
             times = [t for t in (version.last_window_end, version.deployed_at, version.first_seen) if t is not None]
             newest, key = max(times), (version.model, version.version)
             if now - newest <= timedelta(days=GAP_DAYS):
                 last_window[key] = max(newest, last_window.get(key, newest))
-        return cls(checked, last_window, dict(runbooks))
+        return cls(watched, last_window, dict(runbooks))
 
 
 class _SnapshotCollector(Collector):
@@ -80,8 +85,7 @@ class _SnapshotCollector(Collector):
     def collect(self) -> Iterator[GaugeMetricFamily]:
         snapshot = self.snapshot or Snapshot({}, {}, {})
         now = self._clock()
-        live = [checked for checked in snapshot.checked.values() if now - checked.last_window_end <= self._stale]
-        yield from _check_metrics(live)
+        yield from _check_metrics([w for w in snapshot.watched.values() if now - w.last_window_end <= self._stale])
         yield _family(
             "reluscope_last_window_timestamp_seconds",
             "End of the newest window of a deployed version, or its deployment before the first one.",
@@ -157,53 +161,50 @@ class DetectorMetrics:
         return generate_latest(self.registry)
 
 
-def _check_metrics(live: Collection[Checked]) -> Iterator[GaugeMetricFamily]:
+def _check_metrics(live: Collection[Watched]) -> Iterator[GaugeMetricFamily]:
     model, layer = ("model", "version"), ("model", "version", "layer")
     finding = (*layer, "test", "cause")
+    checked = [(watched, watched.check) for watched in live if watched.check is not None]
+    found = [((w.model, w.version, f.layer, f.test, f.cause), f) for w, check in checked for f in check.findings]
     yield _family(
         "reluscope_finding_channels",
         "Channels that the latest check reports, by layer, test and cause.",
         finding,
-        (
-            ((c.model, c.version, f.layer, f.test, f.cause), float(len(f.channels)))
-            for c in live
-            for f in c.check.findings
-        ),
+        ((key, float(len(f.channels))) for key, f in found),
     )
     yield _family(
         "reluscope_finding_origin",
         "1 for the first layer, in graph order, where the change begins.",
         finding,
-        (((c.model, c.version, f.layer, f.test, f.cause), 1.0) for c in live for f in c.check.findings if f.origin),
+        ((key, 1.0) for key, f in found if f.origin),
     )
     for name, help_text, labels in (
         ("dead", "Share of a layer's channels that are dead, at the reference or newly.", DEAD),
         ("drifted", "Share of a layer's channels that drifted.", ("drifted",)),
     ):
-        yield _family(f"reluscope_layer_{name}_ratio", help_text, layer, _ratios(live, labels))
+        ratios = (
+            ((w.model, w.version, name), sum(counts.get(label, 0) for label in labels) / counts["channels"])
+            for w, check in checked
+            for name, counts in check.layers.items()
+            if counts.get("channels")
+        )
+        yield _family(f"reluscope_layer_{name}_ratio", help_text, layer, ratios)
     yield _family(
         "reluscope_last_check_timestamp_seconds",
-        "When the latest check ended.",
+        "When the latest check ended, or when the version was first seen before the first one.",
         model,
-        (((c.model, c.version), c.check.finished_at.timestamp()) for c in live),
+        (((w.model, w.version), w.last_check.timestamp()) for w in live),
     )
     yield _family(
         "reluscope_check_requests",
         "Requests behind the latest check.",
         model,
-        (((c.model, c.version), float(c.check.n)) for c in live),
+        (((w.model, w.version), float(check.n)) for w, check in checked),
     )
 
 
 DEAD = ("dead_at_reference", "newly_dead")
-
-
-def _ratios(live: Iterable[Checked], labels: Iterable[str]) -> Iterator[tuple[tuple[str, ...], float]]:
-    for checked in live:
-        for layer, counts in checked.check.layers.items():
-            if channels := counts.get("channels", 0):
-                share = sum(counts.get(label, 0) for label in labels) / channels
-                yield (checked.model, checked.version, layer), share
+"""Labels that count as dead; a dormant channel still responds now and then."""
 
 
 def _family(

@@ -92,7 +92,9 @@ class Service:
                 if self._wait("database", self._prepare_database, stop):
                     schedule.start()
                 if self._wait("broker", lambda: reach(servers), stop):
-                    self._consumer = threading.Thread(target=self._ingest, args=(letters, halt), name="ingest")
+                    self._consumer = threading.Thread(
+                        target=self._ingest, args=(letters, halt), name="ingest", daemon=True
+                    )
                     self._consumer.start()
                     log.info("service.ready")
                 stop.wait()

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import ast
+import re
+import sys
+import tomllib
 from collections.abc import Iterator, Mapping
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -155,3 +159,22 @@ def test_cycle_is_found() -> None:
 @pytest.mark.parametrize("package", PACKAGES)
 def test_package_file_is_empty(package: str) -> None:
     assert (ROOT / package / "__init__.py").read_text() == ""
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_imported_libraries_are_declared(package: str) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    declared = {
+        re.split(r"[\[<>=~; ]", requirement)[0].lower()
+        for requirement in [*project["dependencies"], *project["optional-dependencies"][package]]
+    }
+    providers = packages_distributions()
+    undeclared = {
+        f"{name}: {imported}"
+        for name, path in modules().items()
+        if below(name, (package,))
+        for imported in imports(name, path)
+        if (top := imported.partition(".")[0]) not in sys.stdlib_module_names and top not in PACKAGES
+        if declared.isdisjoint(re.sub(r"[_.]", "-", provider.lower()) for provider in providers.get(top, [top]))
+    }
+    assert undeclared == set()

@@ -18,6 +18,7 @@ from deploy.local.prometheus import alertmanager, program, prometheus
 MODEL = "digits"
 WINDOW_SECONDS = 5
 CHECK_SECONDS = 3
+GRACE_SECONDS = 2
 SAMPLE_RATE = 0.5
 REFERENCE_REQUESTS = 800
 
@@ -124,6 +125,7 @@ def _detector_options(stage: Stage) -> list[str]:
         *stage.broker.options(),
         *("--check-interval", str(CHECK_SECONDS)),
         *("--reference-requests", str(REFERENCE_REQUESTS)),
+        *("--grace-seconds", str(GRACE_SECONDS)),
     ]
 
 

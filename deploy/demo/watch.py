@@ -21,7 +21,7 @@ from deploy.local.postgres import psycopg_url
 
 _SAMPLE = re.compile(r"^([a-z_]+)(?:\{[^}]*\})? ([^ ]+)$")
 LAYERS_SQL: LiteralString = """
-SELECT window_start, layer, kind, channels, mean, active_fraction
+SELECT window_start, layer, kind, channels, mean, sparsity
 FROM layer_health
 WHERE model = %s AND version = %s AND window_start >= now() - interval '5 minutes'
 ORDER BY window_start, position
@@ -150,14 +150,15 @@ class Watcher:
 
     def _layers(self, story: Story) -> None:
         _, rows = self.query(LAYERS_SQL, (MODEL, self.version))
-        for start, name, kind, channels, mean, active_fraction in rows:
+        for start, name, kind, channels, mean, sparsity in rows:
             layer = story.layers.setdefault(name, Layer(name, kind, channels))
             key = (f"{self.version}/{name}", start)
             if key not in self._windows:
                 self._windows.add(key)
-                layer.mean = mean
-                if math.isfinite(active_fraction):
-                    layer.sparsity.append(1 - active_fraction)
+                # Null where no request was finite.
+                layer.mean = math.nan if mean is None else mean
+                if sparsity is not None:
+                    layer.sparsity.append(sparsity)
 
     def _checks(self) -> list[Seen]:
         text = _get(f"{self.stage.detector_url}/api/v1/findings")

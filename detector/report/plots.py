@@ -108,7 +108,7 @@ def spark(
     pad = max((high - low) * 0.08, abs(high) * 0.04, 0.02 if share else 1e-9)
     low, high = low - pad, high + pad
     if share:
-        low, high = max(low, -0.01), min(high, 1.01)
+        low, high = max(low, 0.0), min(high, 1.0)
     plot = width - 34
 
     def y(value: float) -> float:
@@ -134,7 +134,7 @@ def spark(
 
 def _tick(value: float, share: bool) -> str:
     if share:
-        return f"{100 * min(max(value, 0.0), 1.0):.0f} %"
+        return f"{100 * value:.0f} %"
     if 100 <= abs(value) < 1e4:
         return f"{value:.0f}"
     return f"{value:.2g}" if 1e-3 <= abs(value) < 100 or value == 0 else f"{value:.0e}"

@@ -7,7 +7,7 @@ from dataclasses import asdict, fields
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, RowMapping, Select, insert, select
+from sqlalchemy import Connection, RowMapping, Select, func, insert, select
 from sqlalchemy.sql.elements import ColumnElement
 
 from detector.finding import ChannelEvidence, Check, Finding
@@ -36,8 +36,11 @@ def save(connection: Connection, check: Check, runbook_versions: Mapping[str, in
 def latest(connection: Connection, since: datetime) -> list[StoredCheck]:
     """See `Store.latest_checks`."""
     table = check_table.c
-    query = _select(table.finished_at >= since).distinct(table.model_version_id)
-    return _read(connection, query.order_by(table.model_version_id, table.finished_at.desc(), table.id.desc()))
+    newest_first = (table.finished_at.desc(), table.id.desc())
+    rank = func.row_number().over(partition_by=table.model_version_id, order_by=newest_first)
+    ranked = select(table.id, rank.label("rank")).where(table.finished_at >= since).subquery()
+    query = _select(table.id.in_(select(ranked.c.id).where(ranked.c.rank == 1)))
+    return _read(connection, query.order_by(table.model_version_id))
 
 
 def of_version(connection: Connection, version_id: int, since: datetime, limit: int) -> list[StoredCheck]:

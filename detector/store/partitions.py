@@ -56,8 +56,9 @@ def _make(connection: Connection, parent: str, day: date) -> None:
         return
     span = {"start": _midnight(day), "end": _midnight(day + timedelta(days=1))}
     default = f"{parent}_default"
-    # Nothing may enter the default partition between the move and the attachment.
-    connection.execute(text(f"LOCK TABLE {default} IN ACCESS EXCLUSIVE MODE"))
+    # The parent, not just the default partition: a writer that has chosen the default partition already, and waits for
+    # it, would be refused once the day is attached. And exclusively: a reader that goes on to write would deadlock.
+    connection.execute(text(f"LOCK TABLE ONLY {parent} IN ACCESS EXCLUSIVE MODE"))
     connection.execute(text(f"CREATE TABLE {name} (LIKE {parent} INCLUDING ALL)"))
     moved = f"DELETE FROM {default} WHERE window_start >= :start AND window_start < :end RETURNING *"  # noqa: S608
     connection.execute(text(f"WITH moved AS ({moved}) INSERT INTO {name} SELECT * FROM moved"), span)  # noqa: S608

@@ -54,14 +54,15 @@ def newest(connection: Connection, model: str, version: str | None) -> ModelVers
 def current(connection: Connection) -> list[ModelVersion]:
     """See `Store.current_versions`."""
     table = deployments
-    latest = (
-        select(table.c.model_version_id)
+    rank = func.row_number().over(
+        partition_by=(table.c.agent_id, model_versions.c.model), order_by=(table.c.at.desc(), table.c.id.desc())
+    )
+    ranked = (
+        select(table.c.model_version_id, rank.label("rank"))
         .join(model_versions, model_versions.c.id == table.c.model_version_id)
-        .distinct(table.c.agent_id, model_versions.c.model)
-        .order_by(table.c.agent_id, model_versions.c.model, table.c.at.desc(), table.c.id.desc())
         .subquery()
     )
-    query = _select().where(model_versions.c.id.in_(select(latest.c.model_version_id)))
+    query = _select().where(model_versions.c.id.in_(select(ranked.c.model_version_id).where(ranked.c.rank == 1)))
     rows = connection.execute(query.order_by(model_versions.c.model, model_versions.c.first_seen, model_versions.c.id))
     return _versions(rows.mappings().all())
 

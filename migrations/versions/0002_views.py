@@ -13,17 +13,18 @@ SELECT v.id AS model_version_id, v.model, v.version, v.digest,
        p.name AS layer, p.kind, p.op, p.position,
        w.window_start, w.window_end, w.n,
        cardinality(w.active) AS channels,
-       c.active_share, c.silent_channels, c.mean, c.max, c.nonfinite
+       c.active_share, c.sparsity, c.silent_channels, c.mean, c.max, c.nonfinite
 FROM windows w
 JOIN probes p ON p.id = w.probe_id
 JOIN model_versions v ON v.id = w.model_version_id
 CROSS JOIN LATERAL (
     SELECT (sum(u.active) / nullif(sum(w.n - u.nonfinite), 0))::double precision AS active_share,
+           1 - sum(u.fraction_sum) / nullif(sum(w.n - u.nonfinite), 0)::double precision AS sparsity,
            count(*) FILTER (WHERE u.active = 0 AND w.n > u.nonfinite)::integer AS silent_channels,
            sum(u.mean * (w.n - u.nonfinite)) / nullif(sum(w.n - u.nonfinite), 0)::double precision AS mean,
            max(u.max) FILTER (WHERE w.n > u.nonfinite) AS max,
            sum(u.nonfinite)::bigint AS nonfinite
-    FROM unnest(w.active, w.nonfinite, w.mean, w.max) AS u (active, nonfinite, mean, max)
+    FROM unnest(w.active, w.nonfinite, w.fraction_sum, w.mean, w.max) AS u (active, nonfinite, fraction_sum, mean, max)
 ) c
 """
 

@@ -1,8 +1,9 @@
 """How long a request waits for intake's answer while the process is busy with replay, and what it costs in memory.
 
-Run as ``python -m tests.bench.intake``: a server of its own, with a thread that replays without rest (parses what was
-queued, multiplies matrices, loops in Python); quiet and saturated spells take turns. With ``--url`` it aims at an agent
-that runs already, and ``--pid`` reads its memory. Requests leave on a fixed schedule, from a process of their own.
+Run as ``python -m tests.bench.intake``: a server of its own, with a thread that replays without rest (it runs an
+instrumented ResNet-50 on all cores); quiet and saturated spells take turns. With ``--url`` it aims at a running agent,
+and ``--pid`` reads its memory. Requests leave on a fixed schedule, from a process of their own. The figures mean little
+where other programs want the cores too: ``load_before`` is the load average before the start.
 """
 
 from __future__ import annotations
@@ -24,13 +25,18 @@ from typing import Any
 
 import numpy as np
 
+from agent.instrument import instrument
 from agent.intake.catalog import ModelMetadata
 from agent.intake.http import build_app, serve
 from agent.intake.oip import Limits, TensorSpec, parse_request
 from agent.intake.queue import ByteQueue, Captured
 from agent.intake.tensors import DTYPES
 from agent.metrics import AgentMetrics
+from agent.models import be_nice
+from agent.replay import Replayer
 from agent.sampling import Sampler
+from agent.windowing import Accumulator
+from tests.agent.models import resnet50
 
 IMAGE = TensorSpec("image", "FP32", (-1, 3, 64, 64))
 CONNECTIONS = 8
@@ -50,23 +56,27 @@ class OneModel:
 
 
 def replay_without_rest(queue: ByteQueue[Captured], saturated: threading.Event) -> None:
-    """What a replay thread does to the interpreter and the cores, but more of it."""
-    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
-    matrix = np.random.default_rng(0).normal(size=(400, 400)).astype(np.float32)
+    """The agent's replay thread with its duty cycle at 1: parses what is queued and runs an instrumented ResNet-50."""
+    be_nice()  # before the session: its threads inherit it
+    instrumented = instrument(resnet50())
+    replayer = Replayer(instrumented, threads=os.cpu_count() or 1, gpu_mem_limit=1 << 30)
+    image = np.random.default_rng(0).normal(size=(4, 3, 224, 224)).astype(np.float32)
+    accumulator = Accumulator(2000, 0)
     while True:
+        batch = queue.take(16, 0)
         if not saturated.wait(0.05):
-            queue.take(1000, 0)
             continue
-        for captured in queue.take(16, 0):
+        for captured in batch:
             parse_request(captured.body, captured.header_length, (IMAGE,), encoding=captured.encoding)
-        for _ in range(5):
-            matrix @ matrix
-        sum(value * value for value in range(20_000))
+        now_ms = time.time_ns() // 1_000_000
+        arrived = np.full(len(image), now_ms)
+        accumulator.add("bench", "1", "", instrumented.probes, replayer.run({"image": image}), arrived)
+        accumulator.close(now_ms)
 
 
 def run_server() -> None:
     """The server process: prints its port, then takes "quiet" and "saturated" from standard input."""
-    queue: ByteQueue[Captured] = ByteQueue(64 << 20, 10_000)
+    queue: ByteQueue[Captured] = ByteQueue(16 << 20, 10_000)
     saturated, stop = threading.Event(), threading.Event()
     app = build_app(OneModel(), queue, Sampler(1.0), AgentMetrics(), Limits())
     threading.Thread(target=replay_without_rest, args=(queue, saturated), daemon=True).start()
@@ -183,6 +193,7 @@ def figures(answered: list[float], scheduled: list[float]) -> dict[str, float]:
 
 
 def run(arguments: argparse.Namespace, url: str, pid: int | None, server: subprocess.Popen[str] | None) -> None:
+    load = round(os.getloadavg()[0], 2)
     split = urllib.parse.urlsplit(url)
     address = (split.hostname or "127.0.0.1", split.port or 80)
     request = request_bytes(split, arguments.model)
@@ -212,6 +223,8 @@ def run(arguments: argparse.Namespace, url: str, pid: int | None, server: subpro
         json.dumps(
             {
                 "bench": "intake",
+                "load_before": load,
+                "cores": os.cpu_count(),
                 "rate_per_s": arguments.rate,
                 "body_bytes": len(request.partition(b"\r\n\r\n")[2]),
                 "rss_before_mib": before,

@@ -65,6 +65,9 @@ def test_broker_keeps_what_an_idempotent_producer_sends(broker: Broker, topic: s
         auto_offset_reset="earliest",
         isolation_level="read_committed",
         consumer_timeout_ms=20_000,
+        # kafka-python loses the request for a topic's metadata when it subscribes while the first answer is on its
+        # way, and asks again only at this age, five minutes by default.
+        metadata_max_age_ms=1_000,
         **version,
     )
     assert [int(next(consumer).value) for _ in range(20)] == list(range(20))
