@@ -103,7 +103,7 @@ class Publisher:
             while not stop.is_set():
                 try:
                     busy = self._round(outbox, stop)
-                except Exception as error:  # noqa: BLE001 - the windows are on disk, the next attempt may do
+                except Exception as error:
                     self._report(error)
                     stop.wait(delay * (0.5 + self._jitter()))
                     delay = min(delay * 2, _LAST_DELAY)
@@ -120,7 +120,7 @@ class Publisher:
         try:
             while not self._failing and time.monotonic() < deadline and self._round(outbox, stop):
                 pass
-        except Exception as error:  # noqa: BLE001 - the next start sends what is left
+        except Exception as error:
             self._report(error)
 
     def _round(self, outbox: Outbox, stop: threading.Event) -> bool:

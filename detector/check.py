@@ -92,7 +92,7 @@ def run_all(
                     continue
                 check = run_check(store, version, settings, now)
                 store.save_check(check, runbook_versions)
-        except Exception as error:  # noqa: BLE001 - collected and raised below
+        except Exception as error:
             log.error("check.failed", model=version.model, version=version.version, error=str(error))
             failures.append(error)
             continue

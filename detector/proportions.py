@@ -20,7 +20,7 @@ class ShareShift:
     """Arrays of shape (channels,)."""
 
     statistic: Floats
-    """Squared z; Pearson's chi-squared statistic where ``min_effect`` is 0."""
+    """Squared z; Pearson's chi-squared statistic with Yates' correction where ``min_effect`` is 0."""
     p_value: Floats
     effect: Floats
     """Cohen's omega, after subtracting what chance alone contributes."""
@@ -48,7 +48,8 @@ def share_shift(k: Ints, n: Ints, k_reference: Ints, n_reference: Ints, min_effe
     p_null, q_null = _boundary(total, m, n0, np.where(upper, min_effect, -min_effect))
     variance = q_null * (1 - q_null) / safe_n + p_null * (1 - p_null) / safe_n0
     deviation = np.sqrt(np.maximum(variance, 1e-300))
-    z, margin = np.abs(q - p) / deviation, np.abs(q_null - p_null) / deviation
+    step = 0.5 / safe_n + 0.5 / safe_n0  # Yates: half a request, so that discreteness never rejects too often
+    z, margin = np.maximum(np.abs(q - p) - step, 0) / deviation, np.abs(q_null - p_null) / deviation
     p_value = norm.sf(z - margin) + norm.sf(z + margin)
     rare = testable & (total < RARE_SHARE * size)
     p_value[rare] = np.minimum(1, 2 * _conditional(x[rare], total[rare], m[rare], n0[rare], p_null[rare], q_null[rare]))

@@ -15,10 +15,10 @@ from typing import Any
 import click
 import structlog
 
+from agent.logging import Format, configure
 from detector import check, resources, runbooks
 from detector.http import Backend, HttpServer, build_app
 from detector.ingest import IngestHandler
-from detector.logging import Format, configure
 from detector.metrics import DetectorMetrics
 from detector.schedule import Job, Schedule
 from detector.store import Store, StoreError

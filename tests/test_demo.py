@@ -212,7 +212,7 @@ def test_checks_are_read_from_the_findings_api() -> None:
 
 def story() -> Story:
     told = Story(started=time.monotonic() - 60)
-    told.pipeline["requests/s"] = "150"
+    told.pipeline |= {"requests/s": "150", "answer p99": "2.0 ms"}
     layer = Layer("conv2_relu", "activation", 16)
     layer.sparsity.extend([0.3, 0.9])
     told.layers["conv2_relu"] = layer
@@ -230,7 +230,7 @@ def test_plain_view_prints_each_event_once() -> None:
         view.show(told)
     text = out.getvalue()
     assert text.count("finding [origin]: 8 of 16 channels died") == 1
-    assert text.count("requests/s 150; sparsity: conv2_relu 90%") == 1
+    assert text.count("requests/s 150, answer p99 2.0 ms; sparsity: conv2_relu 90%") == 1
     assert "\x1b" not in text
 
 
@@ -249,11 +249,14 @@ def test_sparkline_takes_the_ends_of_its_range() -> None:
     assert sparkline(story().layers["conv2_relu"].sparsity) == "▃█"
 
 
-def test_answer_table_shows_lists_and_brackets() -> None:
-    out = io.StringIO()
-    Console(file=out, width=80).print(review.answer_table(["layer", "dead"], [("conv2[relu]", [0, 2])]))
-    assert "conv2[relu]" in out.getvalue()
-    assert "0, 2" in out.getvalue()
+def test_answers_are_laid_out_like_psql() -> None:
+    assert review.answer(["layer", "dead"], [("conv2[relu]", [0, 2]), ("fc1", None)]) == [
+        "layer       | dead",
+        "------------+-----",
+        "conv2[relu] | 0, 2",
+        "fc1         |",
+        "(2 rows)",
+    ]
 
 
 START = datetime(2026, 1, 1, tzinfo=UTC)

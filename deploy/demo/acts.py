@@ -23,6 +23,8 @@ MOST_WINDOWS = 6
 REFERENCE_TIMEOUT = 60.0
 SETTLE_SECONDS = 2.0
 """How long requests of the broken camera may still be under way after its repair."""
+ROUTING_TIMEOUT = 25.0
+"""The shipped rules are evaluated every 15 s."""
 POLL_SECONDS = 0.4
 
 
@@ -49,8 +51,10 @@ class Director:
     watcher: Watcher
     story: Story
     view: View
+    routing: bool = False
+    """Whether Prometheus and Alertmanager run too."""
     now: Callable[[], datetime] = lambda: datetime.now(UTC)
-    _told: set[tuple[str, str, str]] = field(default_factory=set)
+    _told: set[tuple[object, ...]] = field(default_factory=set)
 
     def healthy(self) -> Outcome:
         """Act 1: a reference is made from the first requests, then every check must be silent."""
@@ -79,17 +83,19 @@ class Director:
         """Act 2: the camera changes; the finding must name the inputs."""
         outcome = Outcome(2, "input_shift")
         self._open("Act 2: a shifted camera", "the lens is out of focus and the light is half; the model is the same")
+        self._next_window()
         self.player.camera = shifted_camera
 
         def right(findings: tuple[Found, ...]) -> Found | None:
             return next((f for f in findings if f.cause == "input_shift" and f.origin and f.kind == "input"), None)
 
-        return self._search(outcome, "1", right)
+        return self._paged(self._search(outcome, "1", right), "ReluscopeInputShift")
 
     def dead(self, model: onnx.ModelProto, channels: tuple[int, ...]) -> Outcome:
         """Act 3: healthy pictures again, but version 2 has dead `channels` in conv2."""
         outcome = Outcome(3, "dead_neurons")
         self._open("Act 3: a bad deploy", "the camera is repaired; version 2 goes live with a broken export of conv2")
+        self._next_window()
         self.player.camera = healthy_camera
         # Late requests of the broken camera must not be replayed by version 2.
         self._until(lambda _: False, SETTLE_SECONDS)
@@ -102,7 +108,21 @@ class Director:
                 return None
             return next((f for f in findings if self._is_dead_conv2(f) and set(channels) <= set(f.channels)), None)
 
-        return self._search(outcome, "2", right)
+        return self._paged(self._search(outcome, "2", right), "ReluscopeDeadNeurons")
+
+    def _paged(self, outcome: Outcome, alert: str) -> Outcome:
+        """Where Prometheus and Alertmanager run, give them the time to send the alert; no matter if they do not."""
+        if self.routing and not outcome.problems:
+            self.story.say("step", f"waiting for Prometheus to evaluate its rules and Alertmanager to send {alert}")
+            if self._until(lambda _: alert in self.watcher.routed_alerts(), ROUTING_TIMEOUT):
+                self.story.say("alert", f"{alert} came through Alertmanager and is kept in Postgres")
+                self.view.show(self.story)
+        return outcome
+
+    def _next_window(self) -> None:
+        """Play on until a new window begins, so that what follows is not mixed with what was."""
+        into = self.now().timestamp() % WINDOW_SECONDS
+        self._until(lambda _: False, WINDOW_SECONDS - into)
 
     @staticmethod
     def _is_dead_conv2(found: Found) -> bool:
@@ -140,7 +160,7 @@ class Director:
     def _until(self, done: Callable[[list[Seen]], bool], timeout: float) -> bool:
         """Poll, tell and show until `done` says so of the new checks; whether it did in time."""
         deadline = time.monotonic() + timeout
-        while time.monotonic() < deadline:
+        while (left := deadline - time.monotonic()) > 0:
             self.stage.check_alive()
             checks = self.watcher.poll(self.story)
             self.story.pipeline["requests/s"] = f"{self.player.rate():.0f}"
@@ -150,23 +170,23 @@ class Director:
             self.view.show(self.story)
             if done(checks):
                 return True
-            time.sleep(POLL_SECONDS)
+            time.sleep(min(POLL_SECONDS, left))
         return False
 
     def _tell(self, check: Seen) -> None:
-        """One line per check; each finding and each alert once."""
-        ended = f"window to {check.window_end:%H:%M:%S}" if check.window_end else check.note
-        self.story.say("check", f"check of version {check.version}: {check.status}, {check.n} requests, {ended}")
+        """One line per version and window; each finding and each alert once."""
+        about = f"{check.n} requests to {check.window_end:%H:%M:%S}" if check.window_end else check.note
+        if (line := (check.version, check.status, about)) not in self._told:
+            self._told.add(line)
+            self.story.say("check", f"check of version {check.version}: {check.status.replace('_', ' ')}, {about}")
         for found in check.findings:
-            key = (check.version, found.layer, found.test)
-            if key not in self._told:
+            if (key := (check.version, found.layer, found.test)) not in self._told:
                 self._told.add(key)
                 mark = "origin, " if found.origin else ""
                 self.story.say("finding", f"finding ({mark}cause {found.cause}): {found.summary}")
         for alert, severity in sorted({(found.alert, found.severity) for found in check.findings}):
-            key = (check.version, "alert", alert)
-            if key not in self._told:
-                self._told.add(key)
+            if (once := (check.version, alert)) not in self._told:
+                self._told.add(once)
                 link = self.watcher.runbook_url(alert)
                 self.story.say("alert", f"alert {alert} ({severity}), {MODEL} version {check.version}: {link}")
 

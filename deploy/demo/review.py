@@ -6,27 +6,33 @@ from pathlib import Path
 from typing import Any, LiteralString
 
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from deploy.demo.stage import MODEL, Stage, call
 from deploy.demo.watch import Watcher
 
 QUESTIONS: tuple[tuple[str, LiteralString], ...] = (
     (
-        "What was found, where did it begin, and why?",
-        """SELECT version, layer, test, cause, count(*) AS checks, min(checked_at)::time(0) AS first_seen
+        "What drifted first, and why?",
+        """SELECT version, layer, cause, max(round(effect::numeric, 2)) AS omega, min(checked_at)::time(0) AS first_seen
 FROM drift_findings
 WHERE model = 'digits' AND origin
-GROUP BY version, layer, test, cause
+GROUP BY version, layer, cause
 ORDER BY first_seen""",
     ),
     (
         "Which channels of version 2 are dead that were not before?",
-        """SELECT layer, array_agg(channel ORDER BY channel) AS dead, count(*) AS channels
+        """SELECT layer, array_agg(DISTINCT channel ORDER BY channel) AS channels,
+       max(n) AS requests, min(checked_at)::time(0) AS first_seen
 FROM dead_channels
 WHERE model = 'digits' AND version = '2' AND label = 'newly_dead'
 GROUP BY layer""",
+    ),
+    (
+        "What was on-call told, and which text did they read?",
+        """SELECT alertname, version, severity, layer, starts_at::time(0) AS since,
+       runbook_name || ' v' || runbook_version AS runbook, left(runbook_sha256, 12) AS sha256
+FROM alert_timeline
+ORDER BY starts_at, alertname""",
     ),
 )
 
@@ -35,16 +41,25 @@ def ask(console: Console, watcher: Watcher) -> None:
     """Print each question, its SQL and the database's answer."""
     for question, sql in QUESTIONS:
         console.print(f"\n{question}", style="bold", markup=False, highlight=False)
-        console.print("".join(f"    {line}\n" for line in sql.splitlines()), style="dim", markup=False, end="")
-        console.print(answer_table(*watcher.query(sql)))
+        for line in sql.splitlines():
+            console.print(f"    {line}", style="dim", markup=False, highlight=False, soft_wrap=True)
+        for line in answer(*watcher.query(sql)):
+            console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
 
 
-def answer_table(columns: list[str], rows: list[tuple[Any, ...]]) -> Table:
-    """The answer as psql would lay it out, more or less."""
-    table = Table(*columns, show_edge=False, title_justify="left")
-    for row in rows:
-        table.add_row(*(Text(", ".join(map(str, cell)) if isinstance(cell, list) else str(cell)) for cell in row))
-    return table
+def answer(columns: list[str], rows: list[tuple[Any, ...]]) -> list[str]:
+    """The answer's lines, laid out as psql does; never cut, however narrow the terminal."""
+    cells = [columns, *([_cell(value) for value in row] for row in rows)]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
+    lines = [" | ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip() for line in cells]
+    count = f"({len(rows)} row{'s' * (len(rows) != 1)})"
+    return [lines[0], "-+-".join("-" * width for width in widths), *lines[1:], count]
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return "" if value is None else str(value)
 
 
 def write_report(stage: Stage, path: Path) -> Path:
@@ -58,10 +73,7 @@ def routed(watcher: Watcher, alerting: bool) -> str:
     """One line on whether alerts went through Prometheus and Alertmanager into the alert_timeline view."""
     if not alerting:
         return "Prometheus and Alertmanager are not installed here; the alert was not routed through them."
-    _, rows = watcher.query("SELECT DISTINCT alertname FROM alert_timeline ORDER BY alertname")
-    if not rows:
-        return (
-            "Prometheus and Alertmanager run with the shipped rules, whose `for` is longer than this demo: "
-            "nothing was routed yet."
-        )
-    return f"Prometheus and Alertmanager routed, back into Postgres: {', '.join(name for (name,) in rows)}."
+    names = watcher.routed_alerts()
+    if not names:
+        return "Prometheus and Alertmanager run with the shipped rules, but no alert has come back from them yet."
+    return f"Routed by Prometheus and Alertmanager, and kept in Postgres: {', '.join(sorted(names))}."

@@ -45,7 +45,7 @@ class Layer:
     name: str
     kind: str
     channels: int
-    sparsity: deque[float] = field(default_factory=lambda: deque(maxlen=16))
+    sparsity: deque[float] = field(default_factory=lambda: deque(maxlen=12))
     mean: float = 0.0
     dead: int = 0
     drifted: int = 0
@@ -57,7 +57,7 @@ class Story:
 
     started: float
     act: str = "getting ready"
-    pipeline: dict[str, str] = field(default_factory=dict)
+    pipeline: dict[str, str] = field(default_factory=lambda: {"requests/s": "0", "answer p99": ""})
     layers: dict[str, Layer] = field(default_factory=dict)
     events: list[Event] = field(default_factory=list)
 
@@ -97,7 +97,7 @@ class LiveView:
 
 
 class PlainView:
-    """Prints each event once, and a line on the flow of data every ten seconds; for logs and CI."""
+    """Prints each event once, and the flow of data every ten seconds and after each act; for logs and CI."""
 
     def __init__(self, console: Console) -> None:
         self._console, self._shown, self._last_status = console, 0, 0.0
@@ -114,9 +114,10 @@ class PlainView:
         """Print what is new."""
         for event in story.events[self._shown :]:
             self._line(event.at, event.text)
+        ended = any(event.kind in ("good", "bad") for event in story.events[self._shown :])
         self._shown = len(story.events)
         elapsed = time.monotonic() - story.started
-        if story.layers and elapsed - self._last_status >= STATUS_SECONDS:
+        if story.layers and (ended or elapsed - self._last_status >= STATUS_SECONDS):
             self._last_status = elapsed
             flow = ", ".join(f"{name} {value}" for name, value in story.pipeline.items())
             sparsity = ", ".join(
@@ -169,7 +170,8 @@ def _pipeline(story: Story) -> Table:
 def _layers(story: Story) -> Table:
     table = Table(box=None, padding=(0, 1), expand=True)
     for heading in ("layer", "kind", "channels", "mean", "sparsity", "", "dead", "drifted"):
-        table.add_column(heading, justify="left" if heading in ("layer", "kind", "") else "right")
+        justify: Literal["left", "right"] = "left" if heading in ("layer", "kind", "") else "right"
+        table.add_column(heading, justify=justify, no_wrap=True, min_width=0 if heading else 12)
     for layer in story.layers.values():
         rectified = layer.kind == "activation" and layer.sparsity
         table.add_row(

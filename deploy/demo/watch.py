@@ -129,6 +129,11 @@ class Watcher:
             cursor.execute(sql, parameters or None)
             return [column.name for column in cursor.description or ()], cursor.fetchall()
 
+    def routed_alerts(self) -> set[str]:
+        """Names of the alerts that came back through Alertmanager's webhook."""
+        _, rows = self.query("SELECT DISTINCT alertname FROM alert_timeline")
+        return {name for (name,) in rows}
+
     def runbook_url(self, alert: str) -> str:
         """The link to the version of the runbook that the detector serves now for an alert."""
         url = f"{self.stage.detector_url}/runbooks/{alert}"

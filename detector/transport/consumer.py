@@ -14,7 +14,7 @@ from kafka.errors import KafkaError
 
 from detector.ingest import Record, RetryLater
 from detector.metrics import DetectorMetrics
-from detector.transport.letters import CONNECT_MS, ApiVersion
+from detector.transport.letters import CONNECT_MS, ApiVersion, reach
 
 log = structlog.get_logger()
 
@@ -66,6 +66,7 @@ class Consumer:
     ) -> None:
         """Nothing is connected before `run`. ``options`` are further settings of the client, such as TLS."""
         self._topic, self._metrics, self._jitter = topic, metrics, jitter
+        self._bootstrap = bootstrap
         self._settings: dict[str, Any] = {
             "bootstrap_servers": bootstrap.split(","),
             "client_id": "reluscope-detector",
@@ -78,6 +79,8 @@ class Consumer:
             "fetch_max_bytes": 32 << 20,
             "bootstrap_timeout_ms": CONNECT_MS,
             "reconnect_backoff_max_ms": 5000,
+            # A lost metadata answer leaves the group leader without partitions until the next refresh.
+            "metadata_max_age_ms": 10_000,
             "metrics_enabled": False,
             **(options or {}),
         }
@@ -102,9 +105,12 @@ class Consumer:
     @contextmanager
     def _connected(self) -> Iterator[tuple[Any, _Rebalances]]:
         rebalances = _Rebalances()
+        reach(self._bootstrap)
         consumer = KafkaConsumer(**self._settings)
         try:
-            consumer.bootstrap(timeout_ms=CONNECT_MS)
+            # Ask before subscribing: kafka-python 3.0.12 loses the topic's metadata request while the bootstrap's
+            # answer is on its way, and the group would be assigned nothing.
+            consumer.partitions_for_topic(self._topic)
             consumer.subscribe([self._topic], listener=rebalances)
             yield consumer, rebalances
         finally:

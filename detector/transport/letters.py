@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
-from kafka.errors import KafkaError, MessageSizeTooLargeError
+from kafka.errors import KafkaConnectionError, KafkaError, MessageSizeTooLargeError
 
 from detector.ingest import Headers, RetryLater
 
@@ -18,6 +19,22 @@ POLL_MS = 500
 SEND_SECONDS = 10.0
 KEPT_BYTES = 65_536
 """Of a letter that is too large for the dead-letter topic."""
+
+
+def reach(bootstrap: str) -> None:
+    """Raises KafkaConnectionError where no broker accepts a connection.
+
+    The client would try for ever, deaf to its own time limits, where the API version is given.
+    """
+    said = []
+    for server in bootstrap.split(","):
+        host, _, port = server.strip().rpartition(":")
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), CONNECT_MS / 1000).close()
+            return
+        except (OSError, ValueError, OverflowError) as error:
+            said.append(f"{server}: {error}")
+    raise KafkaConnectionError(f"no broker answers ({'; '.join(said)})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +62,7 @@ class DeadLetters:
         """Nothing is connected before it is used. ``options`` are further settings of the client, such as TLS."""
         self.source, self.topic = topic, f"{topic}.dead-letter"
         self._producer: Any = None
+        self._bootstrap = bootstrap
         self._settings: dict[str, Any] = {
             "bootstrap_servers": bootstrap.split(","),
             "client_id": "reluscope-dead-letters",
@@ -83,6 +101,7 @@ class DeadLetters:
     def _send(self, topic: str, value: bytes | None, headers: Headers, key: bytes | None) -> None:
         try:
             if self._producer is None:
+                reach(self._bootstrap)
                 self._producer = KafkaProducer(
                     **self._settings,
                     enable_idempotence=True,
@@ -97,6 +116,7 @@ class DeadLetters:
             raise RetryLater("dead_letter", f"{topic}: {error}") from error
 
     def _read(self) -> Iterator[Letter]:
+        reach(self._bootstrap)
         consumer = KafkaConsumer(**self._settings, enable_auto_commit=False, isolation_level="read_committed")
         try:
             numbers = sorted(consumer.partitions_for_topic(self.topic) or ())

@@ -29,7 +29,7 @@ def samples(exported: DetectorMetrics) -> Samples:
     return found
 
 
-def value(exported: DetectorMetrics, name: str, **labels: str) -> float | None:
+def value(exported: DetectorMetrics, name: str, /, **labels: str) -> float | None:
     return samples(exported).get((name, frozenset(labels.items())))
 
 

