@@ -93,7 +93,7 @@ def run_all(
                 check = run_check(store, version, settings, now)
                 store.save_check(check, runbook_versions)
         except Exception as error:
-            log.error("check.failed", model=version.model, version=version.version, error=str(error))
+            log.error("check.failed", model=version.model, version=version.version, error=str(error), exc_info=True)
             failures.append(error)
             continue
         done.append(check)

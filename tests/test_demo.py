@@ -236,7 +236,7 @@ def test_plain_view_prints_each_event_once() -> None:
 
 def test_live_view_draws_the_page() -> None:
     out = io.StringIO()
-    console = Console(file=out, width=110, height=40, force_terminal=True, color_system=None)
+    console = Console(file=out, width=80, height=40, force_terminal=True, color_system=None)
     view = view_for(console)
     assert isinstance(view, LiveView)
     with view:

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import click
 from rich.console import Console
-from threadpoolctl import threadpool_limits
 
 from deploy.demo import cnn, review
 from deploy.demo.acts import Director, Outcome
@@ -35,8 +34,7 @@ def prepare(repository: Path, seed: int, story: Story, view: View) -> tuple[cnn.
     story.say("step", "training a small ReLU network on scikit-learn's handwritten digits, in numpy")
     view.show(story)
     begun, digits = time.monotonic(), cnn.load(seed)
-    with threadpool_limits(1):  # the matrices are small: more threads would only wait for each other
-        weights = cnn.train(digits, seed)
+    weights = cnn.train(digits, seed)
     accuracy = cnn.accuracy(weights, digits.held_out, digits.held_out_labels)
     took = time.monotonic() - begun
     if accuracy < LEAST_ACCURACY:

@@ -16,6 +16,7 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 from sklearn.datasets import load_digits
+from threadpoolctl import threadpool_limits
 
 Array = npt.NDArray[np.floating[Any]]
 """float32 throughout; the gradient test runs in float64."""
@@ -146,11 +147,11 @@ def train(digits: Digits, seed: int = 0, epochs: int = 12, batch: int = 32, rate
     rng, weights = np.random.default_rng(seed), initial(digits.train[:256], seed)
     first = {name: np.zeros_like(value) for name, value in weights.items()}
     second = {name: np.zeros_like(value) for name, value in weights.items()}
-    steps, step = epochs * (len(digits.train) // batch), 0
-    for _ in range(epochs):
-        order = rng.permutation(len(digits.train))
-        for start in range(0, len(order) - batch + 1, batch):
-            chosen, step = order[start : start + batch], step + 1
+    orders = (rng.permutation(len(digits.train)) for _ in range(epochs))
+    steps = epochs * (len(digits.train) // batch)
+    batches = (order[i : i + batch] for order in orders for i in range(0, len(order) - batch + 1, batch))
+    with threadpool_limits(1):  # the matrices are small: more threads would only wait for each other
+        for step, chosen in enumerate(batches, start=1):
             now = rate * min(4 * step / steps, 1.25 * (1 - step / steps))
             for name, gradient in gradients(weights, digits.train[chosen], digits.train_labels[chosen]).items():
                 first[name] = 0.9 * first[name] + 0.1 * gradient

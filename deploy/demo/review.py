@@ -13,7 +13,8 @@ from deploy.demo.watch import Watcher
 QUESTIONS: tuple[tuple[str, LiteralString], ...] = (
     (
         "What drifted first, and why?",
-        """SELECT version, layer, cause, max(round(effect::numeric, 2)) AS omega, min(checked_at)::time(0) AS first_seen
+        """SELECT version, layer, cause, round(max(effect)::numeric, 2) AS omega,
+       min(checked_at)::time(0) AS first_seen
 FROM drift_findings
 WHERE model = 'digits' AND origin
 GROUP BY version, layer, cause
@@ -29,8 +30,8 @@ GROUP BY layer""",
     ),
     (
         "What was on-call told, and which text did they read?",
-        """SELECT alertname, version, severity, layer, starts_at::time(0) AS since,
-       runbook_name || ' v' || runbook_version AS runbook, left(runbook_sha256, 12) AS sha256
+        """SELECT alertname, version, layer, starts_at::time(0) AS since,
+       runbook_name || ' v' || runbook_version AS runbook, left(runbook_sha256, 8) AS sha256
 FROM alert_timeline
 ORDER BY starts_at, alertname""",
     ),

@@ -45,7 +45,7 @@ class Layer:
     name: str
     kind: str
     channels: int
-    sparsity: deque[float] = field(default_factory=lambda: deque(maxlen=12))
+    sparsity: deque[float] = field(default_factory=lambda: deque(maxlen=10))
     mean: float = 0.0
     dead: int = 0
     drifted: int = 0
@@ -142,36 +142,28 @@ def sparkline(values: deque[float]) -> str:
 
 
 def page(story: Story) -> RenderableType:
-    """The whole page: act, flow of data, layers, events."""
+    """The whole page: act, flow of data, layers, events; fits 80 columns."""
     elapsed = time.monotonic() - story.started
     title = Text.assemble(("reluscope demo", "bold"), "   ", (story.act, "bold cyan"), f"   {elapsed:5.1f} s")
-    top = Table.grid(expand=True, padding=(0, 1))
-    top.add_column(ratio=2)
-    top.add_column(ratio=5)
-    top.add_row(
-        Panel(_pipeline(story), title="flow of data", title_align="left"),
-        Panel(_layers(story), title="layers, newest window", title_align="left"),
+    flow = Text(" · ").join(
+        Text.assemble((f"{name} ", "dim"), (value, "bold")) for name, value in story.pipeline.items() if value
     )
     lines = [
         Text(f"{event.at:6.1f} s  {event.text}", style=STYLES[event.kind]) for event in story.events[-EVENTS_SHOWN:]
     ]
-    return Group(title, top, Panel(Group(*lines), title="what happens", title_align="left"))
-
-
-def _pipeline(story: Story) -> Table:
-    grid = Table.grid(padding=(0, 1), expand=True)
-    grid.add_column(style="dim")
-    grid.add_column(justify="right")
-    for name, value in story.pipeline.items():
-        grid.add_row(name, value)
-    return grid
+    return Group(
+        title,
+        Panel(flow, title="flow of data", title_align="left"),
+        Panel(_layers(story), title="layers, newest window", title_align="left"),
+        Panel(Group(*lines), title="what happens", title_align="left"),
+    )
 
 
 def _layers(story: Story) -> Table:
     table = Table(box=None, padding=(0, 1), expand=True)
     for heading in ("layer", "kind", "channels", "mean", "sparsity", "", "dead", "drifted"):
         justify: Literal["left", "right"] = "left" if heading in ("layer", "kind", "") else "right"
-        table.add_column(heading, justify=justify, no_wrap=True, min_width=0 if heading else 12)
+        table.add_column(heading, justify=justify, no_wrap=True)
     for layer in story.layers.values():
         rectified = layer.kind == "activation" and layer.sparsity
         table.add_row(

@@ -28,12 +28,15 @@ CROSS JOIN LATERAL (
 ) c
 """
 
+# Evidence is kept for the worst channels only; the others' label is known where the finding counts but one label.
 _DEAD_CHANNELS = """
 CREATE VIEW dead_channels AS
 SELECT f.id AS finding_id, c.id AS check_id, c.finished_at AS checked_at, c.window_start, c.window_end,
        v.id AS model_version_id, v.model, v.version, v.digest,
        f.layer, f.position, channel.number AS channel,
-       coalesce(e.item ->> 'label', 'newly_dead') AS label,
+       coalesce(e.item ->> 'label',
+                CASE WHEN f.details ->> 'dormant' = '0' THEN 'newly_dead'
+                     WHEN f.details ->> 'newly_dead' = '0' THEN 'dormant' END) AS label,
        (e.item ->> 'p_value')::double precision AS p_value,
        (e.item ->> 'effect')::double precision AS effect,
        coalesce((e.item ->> 'n')::bigint, f.n) AS n,

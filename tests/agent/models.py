@@ -70,8 +70,8 @@ def sequence_block(opset: int = 17) -> onnx.ModelProto:
     return b.model({"tokens": ["N", "T", 8]}, {x: 3})
 
 
-def resnet50(seed: int = 0) -> onnx.ModelProto:
-    """The ResNet-50 graph (He et al. 2016), batch normalisation folded, He-initialised; input (N, 3, 224, 224)."""
+def resnet50(seed: int = 0, size: int = 224) -> onnx.ModelProto:
+    """The ResNet-50 graph (He et al. 2016), batch normalisation folded, He-initialised; input (N, 3, size, size)."""
     b = Builder(seed)
     x = b.node("Relu", [b.conv("image", "stem", 3, 64, 7, 2)], "stem_relu")
     x = b.node("MaxPool", [x], "stem_pool", kernel_shape=[3, 3], strides=[2, 2], pads=[1] * 4)
@@ -86,4 +86,4 @@ def resnet50(seed: int = 0) -> onnx.ModelProto:
             x = b.node("Relu", [b.node("Add", [y, skip], f"{at}_add")], f"{at}_relu3")
             cin = width * 4
     x = b.node("Flatten", [b.node("GlobalAveragePool", [x], "pool")], "flat")
-    return b.model({"image": ["N", 3, 224, 224]}, {b.gemm(x, "fc", 2048, 1000): 2})
+    return b.model({"image": ["N", 3, size, size]}, {b.gemm(x, "fc", 2048, 1000): 2})

@@ -64,6 +64,7 @@ def detector(broker: Broker, topic: str, database_url: str, life: int, log: Path
     # A group of its own for each life, so that no life waits for the broker to miss the one before. Kafka then knows
     # nothing of what was read, and Postgres alone has to.
     options = ["--topic", topic, "--group", f"{topic}.{life}", "--port", "0", "--check-interval", "3600"]
+    options += ["--retention-days", "100000"]  # the windows are of a fixed day
     code = "from detector.service import command; command()"
     command = [sys.executable, "-c", code, "--database-url", database_url, *broker.options(), *options]
     with log.open("ab") as output:

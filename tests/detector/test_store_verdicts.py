@@ -169,10 +169,15 @@ def test_dead_channels_view(store: Store, database_url: str) -> None:
     store.save_check(check(version_id(store), findings=(DEAD, DRIFT)), {"ReluscopeDeadNeurons": 4})
     found = rows(database_url, "SELECT * FROM dead_channels ORDER BY channel")
     assert [(r["layer"], r["channel"], r["label"], r["n"], r["n_reference"]) for r in found] == [
-        ("conv1", 0, "newly_dead", 480, 1000),
+        ("conv1", 0, None, 480, 1000),
         ("conv1", 3, "newly_dead", 470, 990),
     ]
     assert [(r["p_value"], r["text"], r["runbook_version"]) for r in found] == [(None, None, 4), (1e-12, "NaN", 4)]
+    for counts, label in (((2, 0), "newly_dead"), ((0, 2), "dormant"), ((1, 1), None)):
+        finding = replace(DEAD, evidence=(), details=dict(zip(("newly_dead", "dormant"), counts, strict=True)))
+        saved = store.save_check(check(version_id(store), findings=(finding,)), {})
+        found = rows(database_url, f"SELECT label FROM dead_channels WHERE check_id = {saved}")
+        assert [r["label"] for r in found] == [label, label]
 
 
 def test_drift_findings_view(store: Store, database_url: str) -> None:

@@ -1,0 +1,65 @@
+"""Checks and references on the real store."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+
+import numpy as np
+from click.testing import CliRunner
+
+from agent.wire import Deployment, Envelope, ProbeWindow, Window
+from detector import reference
+from detector.check import CheckSettings, run_all
+from detector.store import Store
+from tests.detector.fakes import START, WINDOW, probe, rectified, summarise
+
+PROBES = (probe("image", 0, 1, "input"), probe("relu", 1, 8))
+SETTINGS = CheckSettings(reference_requests=800)
+
+
+def milliseconds(at: datetime) -> int:
+    return int(at.timestamp() * 1000)
+
+
+def messages(version: str, first: int, last: int, dead: int = 0) -> list[Envelope]:
+    """The deployment before minute ``first``, and the windows of the minutes up to ``last``."""
+    rng = np.random.default_rng(first)
+    begin = START + first * WINDOW
+    bodies: list[Window | Deployment] = [Deployment(milliseconds(begin), PROBES, (), "CPUExecutionProvider")]
+    for minute in range(first, last):
+        values = rectified(rng, 400, 8)
+        values[:, :dead] = 0
+        summaries = (summarise(rectified(rng, 400, 1, zeros=0)), summarise(values))
+        windows = tuple(ProbeWindow(p, s) for p, s in zip(PROBES, summaries, strict=True))
+        start = START + minute * WINDOW
+        bodies.append(Window(milliseconds(start), milliseconds(start + WINDOW), windows))
+    return [
+        Envelope("pod", int(version), seq, "digits", version, version * 64, body) for seq, body in enumerate(bodies)
+    ]
+
+
+def test_a_bad_deployment_is_found_against_the_version_before(database_url: str) -> None:
+    store = Store(database_url)
+    store.maintain(START, retention_days=30, days_ahead=2)
+    store.ingest("windows", 0, None, 10, messages("1", 0, 3))
+    now = START + 3 * WINDOW + timedelta(seconds=10)
+    assert [check.status for check in run_all(store, SETTINGS, now, {})] == ["ok"]
+
+    store.ingest("windows", 0, 10, 20, messages("2", 3, 4, dead=3))
+    good, bad = run_all(store, SETTINGS, now + WINDOW, {"ReluscopeDeadNeurons": 1})
+    assert (good.status, bad.status) == ("ok", "findings")
+    assert [(f.layer, f.test, f.cause, f.channels, f.origin) for f in bad.findings] == [
+        ("relu", "dead", "dead_neurons", (0, 1, 2), True)
+    ]
+    stored = {one.version: one.check for one in store.latest_checks(START)}
+    assert stored["2"].findings == bad.findings
+    assert stored["2"].layers == bad.layers
+
+    shown = CliRunner().invoke(reference.command, ["show", "--model", "digits", "--database-url", database_url])
+    assert shown.exit_code == 0, shown.output
+    assert "References of digits@2" in shown.output
+    assert "previous_version" in shown.output
+    arguments = ["auto", "--model", "digits", "--requests", "400", "--database-url", database_url]
+    made = CliRunner().invoke(reference.command, arguments)
+    assert "first_requests" in made.output
+    store.close()
