@@ -44,23 +44,29 @@ class Sender:
             items = tuple(
                 wire.ProbeWindow(probe, summaries[probe.name]) for probe in closed.probes if probe.name in summaries
             )
-            window = wire.Window(slot.start_ms, slot.end_ms, items)
-            envelope = wire.Envelope(
-                self._agent_id, self._outbox.boot_epoch, 0, slot.model, slot.version, slot.digest, window
-            )
-            for part in self._split(envelope, window):
-                self._post(part)
+            for part in self._parts(items):
+                window = wire.Window(slot.start_ms, slot.end_ms, part)
+                self._post(
+                    wire.Envelope(
+                        self._agent_id, self._outbox.boot_epoch, 0, slot.model, slot.version, slot.digest, window
+                    )
+                )
             requests = max((item.summary.n for item in items), default=0)
             log.info("window.closed", model=slot.model, version=slot.version, requests=requests)
 
-    def _split(self, envelope: wire.Envelope, window: wire.Window) -> Iterator[wire.Envelope]:
-        whole = replace(envelope, body=window)
-        if len(window.probes) < 2 or len(wire.encode(whole)) <= self._max_message_bytes:
-            yield whole
-            return
-        middle = len(window.probes) // 2
-        for probes in (window.probes[:middle], window.probes[middle:]):
-            yield from self._split(envelope, replace(window, probes=probes))
+    def _parts(self, items: Iterable[wire.ProbeWindow]) -> Iterator[tuple[wire.ProbeWindow, ...]]:
+        """Runs of probes that fit a message together; a probe too large by itself goes alone."""
+        part: list[wire.ProbeWindow] = []
+        room = self._max_message_bytes
+        for item in items:
+            size = wire.estimated_size(item.summary)
+            if part and size > room:
+                yield tuple(part)
+                part, room = [], self._max_message_bytes
+            part.append(item)
+            room -= size
+        if part:
+            yield tuple(part)
 
     def _post(self, envelope: wire.Envelope) -> None:
         if not self._outbox.append(envelope.key, lambda seq: wire.encode(replace(envelope, seq=seq))):

@@ -1,6 +1,14 @@
 """The contract between agents and detectors: message types and their protobuf encoding."""
 
-from agent.wire.codec import SCHEMA_VERSION, WireError, decode, decode_histograms, encode, encode_histograms
+from agent.wire.codec import (
+    SCHEMA_VERSION,
+    WireError,
+    decode,
+    decode_histograms,
+    encode,
+    encode_histograms,
+    estimated_size,
+)
 from agent.wire.messages import Deployment, Envelope, NotProbed, Probe, ProbeKind, ProbeWindow, Window
 
 __all__ = [
@@ -17,4 +25,5 @@ __all__ = [
     "decode_histograms",
     "encode",
     "encode_histograms",
+    "estimated_size",
 ]

@@ -6,7 +6,7 @@ says which field is wrong; nothing half-decoded gets past this module.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, MutableSequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,8 @@ from agent.wire.messages import Deployment, Envelope, NotProbed, Probe, ProbeKin
 SCHEMA_VERSION = 1
 MAX_CHANNELS = 1 << 20
 """A wider probe is refused: no layer has as many, so the message is damaged."""
+
+_PIECE = 4096
 
 _KINDS: dict[ProbeKind, pb.ProbeKind.ValueType] = {"input": pb.INPUT, "activation": pb.ACTIVATION, "output": pb.OUTPUT}
 _KIND_NAMES: dict[int, ProbeKind] = {number: kind for kind, number in _KINDS.items()}
@@ -85,6 +87,12 @@ def decode(data: bytes) -> Envelope:
         message.digest,
         body,
     )
+
+
+def estimated_size(summary: Summary) -> int:
+    """About how many bytes a probe takes in a message, without encoding it; seldom below the true size."""
+    buckets = len(summary.mean_histogram.count) + len(summary.max_histogram.count)
+    return 200 + 80 * summary.channels + 4 * buckets
 
 
 def encode_histograms(summary: Summary) -> bytes:
@@ -195,10 +203,17 @@ def _histogram_out(histogram: Histogram) -> pb.Histogram:
         deltas = np.diff(index, prepend=0)
         starts = np.flatnonzero(np.diff(channel, prepend=-1))
         deltas[starts] = index[starts]
-        buckets.row_lengths.extend(np.bincount(channel, minlength=histogram.channels).tolist() if len(channel) else ())
-        buckets.index.extend(deltas.tolist())
-        buckets.count.extend(histogram.count[kept].tolist())
+        if len(channel):
+            _extend(buckets.row_lengths, np.bincount(channel, minlength=histogram.channels))
+            _extend(buckets.index, deltas)
+            _extend(buckets.count, histogram.count[kept])
     return message
+
+
+def _extend(field: MutableSequence[int], values: Ints) -> None:
+    """Appends in pieces: one long call would hold the interpreter, and with it the agent's intake, for milliseconds."""
+    for start in range(0, len(values), _PIECE):
+        field.extend(values[start : start + _PIECE].tolist())
 
 
 def _histogram_in(message: pb.Histogram, channels: int) -> Histogram:

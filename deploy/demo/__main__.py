@@ -8,7 +8,7 @@ import sys
 import tempfile
 import threading
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -75,7 +75,7 @@ def run(directory: Path, keep: bool, seed: int, report: Path, console: Console) 
             outcomes = play(Director(built, player, watcher, story, view, routing), weights)
         passed = not any(outcome.problems for outcome in outcomes)
         if passed:
-            review.ask(console, watcher)
+            review.ask(console, watcher, routing)
             console.print(f"\n{review.routed(watcher, routing)}", markup=False, highlight=False, soft_wrap=True)
             console.print(
                 f"Report: {review.write_report(built, report)}", style="bold", highlight=False, soft_wrap=True
@@ -99,7 +99,8 @@ def run(directory: Path, keep: bool, seed: int, report: Path, console: Console) 
         }
         print(json.dumps(verdict), flush=True)
         if keep:
-            threading.Event().wait()
+            with suppress(KeyboardInterrupt):
+                threading.Event().wait()
     return passed
 
 

@@ -28,19 +28,19 @@ FROM dead_channels
 WHERE model = 'digits' AND version = '2' AND label = 'newly_dead'
 GROUP BY layer""",
     ),
-    (
-        "What was on-call told, and which text did they read?",
-        """SELECT alertname, version, layer, starts_at::time(0) AS since,
+)
+ALERT_QUESTION: tuple[str, LiteralString] = (
+    "What was on-call told, and which text did they read?",
+    """SELECT alertname, version, layer, starts_at::time(0) AS since,
        runbook_name || ' v' || runbook_version AS runbook, left(runbook_sha256, 8) AS sha256
 FROM alert_timeline
 ORDER BY starts_at, alertname""",
-    ),
 )
 
 
-def ask(console: Console, watcher: Watcher) -> None:
-    """Print each question, its SQL and the database's answer."""
-    for question, sql in QUESTIONS:
+def ask(console: Console, watcher: Watcher, alerting: bool) -> None:
+    """Print each question, its SQL and the database's answer; on alerts only where they can have been sent."""
+    for question, sql in (*QUESTIONS, *[ALERT_QUESTION] * alerting):
         console.print(f"\n{question}", style="bold", markup=False, highlight=False)
         for line in sql.splitlines():
             console.print(f"    {line}", style="dim", markup=False, highlight=False, soft_wrap=True)
