@@ -157,9 +157,8 @@ class Publisher:
 
         try:
             return KafkaProducer(kafka_client=make_client, **self._settings)
-        except (
-            BaseException
-        ):  # the constructor asks the broker for its version, and leaves its sockets open if it fails
+        except BaseException:
+            # The constructor asks the broker for its version, and leaves its sockets open if it fails.
             for client in made:
                 client.close()
             raise

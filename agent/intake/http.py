@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable, Generator
@@ -214,9 +213,6 @@ def serve(
     Raises:
         OSError: the address cannot be had.
     """
-    # A thread that computes in Python gives the interpreter away only every 5 ms by default: more than an answer may
-    # take in all. Half a millisecond costs the replay thread next to nothing.
-    sys.setswitchinterval(0.0005)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.create_server((host, port), family=family, backlog=1024) as listener:
         config = uvicorn.Config(

@@ -60,8 +60,14 @@ class Running:
 
 def received(broker: Broker, topic: str, count: int) -> list[Any]:
     consumer = KafkaConsumer(
-        topic, bootstrap_servers=broker.bootstrap, api_version=broker.api_version, auto_offset_reset="earliest"
+        bootstrap_servers=broker.bootstrap,
+        api_version=broker.api_version,
+        auto_offset_reset="earliest",
+        metadata_max_age_ms=1000,
     )
+    # Asked before subscribing: kafka-python 3.0.12 may lose a topic's metadata request behind the bootstrap's.
+    consumer.partitions_for_topic(topic)
+    consumer.subscribe([topic])
     records: list[Any] = []
     deadline = time.monotonic() + 20
     while len(records) < count and time.monotonic() < deadline:
