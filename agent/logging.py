@@ -85,6 +85,8 @@ def configure(format: Format = "json", level: str = "info", stream: TextIO | Non
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
-    # These tell at INFO what the detector's own events already say.
-    for noisy in ("kafka", "apscheduler", "uvicorn", "alembic", "httpx"):
+    # These tell at INFO what our own events already say; kafka reports every attempt to reach a broker as an error.
+    for noisy in ("apscheduler", "uvicorn", "alembic", "httpx"):
         logging.getLogger(noisy).setLevel(max(logging.WARNING, root.level))
+    logging.getLogger("kafka").setLevel(logging.CRITICAL)
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)

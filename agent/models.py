@@ -15,7 +15,7 @@ from agent.intake.catalog import ModelMetadata
 from agent.intake.oip import TensorSpec
 from agent.metrics import AgentMetrics
 from agent.replay import Port, Replayer, ReplayError
-from agent.repository import Entry, RepositoryError, digest, scan
+from agent.repository import MODEL_FILE, Entry, RepositoryError, digest, scan
 
 log = structlog.get_logger()
 _NICE = 10  # replay yields to the server that shares the pod's CPU
@@ -52,6 +52,7 @@ class Models:
         self._served: dict[str, Served] = {}
         self._refused: dict[str, Entry] = {}
         self._unreadable: str | None = None
+        self._warned_empty = False
 
     def served(self, model: str) -> Served | None:
         """The version of ``model`` that is served now."""
@@ -78,6 +79,9 @@ class Models:
             self._unreadable = str(error)
             return
         self._unreadable = None
+        if not found and not self._warned_empty:
+            log.warning("repository.empty", repository=str(self._root), expected=f"<model>/<version>/{MODEL_FILE}")
+        self._warned_empty = not found
         for model, entry in found.items():
             served = self._served.get(model)
             if (served is None or served.entry != entry) and self._refused.get(model) != entry:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import socket
 import threading
 from pathlib import Path
+from typing import Any
 
 import click
 import structlog
@@ -33,6 +35,16 @@ _MIB = 1 << 20
 
 def _agent_id() -> str:
     return socket.gethostname()
+
+
+class Finite(click.FloatRange):
+    """A float range that refuses NaN and infinity too."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is not a finite number", param, ctx)
+        return number
 
 
 def api_version(_context: click.Context, _option: click.Parameter, value: str | None) -> tuple[int, ...] | None:
@@ -62,8 +74,8 @@ def _spare_threads() -> int:
 @click.option("--host", default="127.0.0.1", help="Address for mirrored requests and /metrics.")
 @click.option("--port", default=8400, type=click.IntRange(0, 65535), help="0 takes any free port.")
 @click.option("--agent-id", default=_agent_id, show_default="host name", help="Name of this pod in every window.")
-@click.option("--sample-rate", default=0.05, type=click.FloatRange(0, 1), help="Share of requests that is replayed.")
-@click.option("--duty-cycle", default=0.25, type=click.FloatRange(0.001, 1), help="Largest share of time in replay.")
+@click.option("--sample-rate", default=0.05, type=Finite(0, 1), help="Share of requests that is replayed.")
+@click.option("--duty-cycle", default=0.25, type=Finite(0.001, 1), help="Largest share of time in replay.")
 @click.option(
     "--threads",
     default=_spare_threads,
@@ -73,11 +85,11 @@ def _spare_threads() -> int:
 )
 @click.option("--gpu-mem-limit-mib", default=2048, type=click.IntRange(1), help="GPU memory for replay.")
 @click.option("--max-batch", default=32, type=click.IntRange(1), help="Requests replayed at a time.")
-@click.option("--window-seconds", default=60.0, type=click.FloatRange(0.1), help="Length of a window.")
+@click.option("--window-seconds", default=60.0, type=Finite(0.1), help="Length of a window.")
 @click.option(
     "--window-grace-seconds",
     default=1.0,
-    type=click.FloatRange(0),
+    type=Finite(0),
     help="How long a window waits for its last requests.",
 )
 @click.option("--queue-mib", default=64, type=click.IntRange(1), help="Memory for requests that wait for replay.")

@@ -30,6 +30,7 @@ class CheckStore(reference_choice.ReferenceStore, Protocol):
     """The part of the store that checks need."""
 
     def versions(self, since: datetime) -> list[ModelVersion]: ...
+    def current_versions(self) -> list[ModelVersion]: ...
     def save_check(self, check: Check, runbook_versions: Mapping[str, int]) -> int: ...
     def try_model_lock(self, version_id: int) -> AbstractContextManager[bool]: ...
 
@@ -78,14 +79,20 @@ class CheckSettings:
 def run_all(
     store: CheckStore, settings: CheckSettings, now: datetime, runbook_versions: Mapping[str, int]
 ) -> list[Check]:
-    """Checks every version with recent windows and stores the result, except those that another process is checking.
+    """Checks every version that serves and stores the result, except those that another process is checking.
+
+    A version serves if it has recent windows and no agent has deployed another in its place: a superseded version's
+    last windows would repeat their verdict for as long as they count as recent.
 
     One version's failure does not keep the others from being checked: all failures are raised together at the end,
     as an ExceptionGroup.
     """
     done: list[Check] = []
     failures: list[Exception] = []
+    current = {version.id for version in store.current_versions()}
     for version in store.versions(now - timedelta(seconds=settings.active_seconds)):
+        if version.deployed_at is not None and version.id not in current:
+            continue
         try:
             with store.try_model_lock(version.id) as mine:
                 if not mine:

@@ -8,8 +8,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import yaml
+
 from deploy.local import process
 from deploy.local.ports import free_port
+
+_SHIPPED = Path(__file__).parents[1] / "alertmanager/alertmanager.yml"
 
 # Debian installs Alertmanager under a longer name than upstream does.
 _PROGRAMS = {
@@ -75,7 +79,7 @@ def prometheus(
 
 @contextmanager
 def alertmanager(directory: Path, webhook_url: str, config: Path | None = None) -> Iterator[str]:
-    """An Alertmanager that sends every alert to `webhook_url` at once; yields its URL.
+    """An Alertmanager that sends every alert to `webhook_url` at once, inhibited as shipped; yields its URL.
 
     With `config`, that file is used as it is and `webhook_url` is not looked at.
     """
@@ -90,7 +94,12 @@ def alertmanager(directory: Path, webhook_url: str, config: Path | None = None) 
             "repeat_interval": "1h",
         }
         receiver = {"name": "webhook", "webhook_configs": [{"url": webhook_url, "send_resolved": True}]}
-        settings = {"global": {"resolve_timeout": "5s"}, "route": route, "receivers": [receiver]}
+        settings = {
+            "global": {"resolve_timeout": "5s"},
+            "route": route,
+            "receivers": [receiver],
+            "inhibit_rules": yaml.safe_load(_SHIPPED.read_text())["inhibit_rules"],
+        }
         config.write_text(json.dumps(settings, indent=2))
     url = f"http://127.0.0.1:{free_port()}"
     command = [

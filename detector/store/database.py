@@ -25,12 +25,14 @@ def parse_url(url: str) -> URL:
     """Checks a database URL; raises StoreError without repeating it, as it may hold a password."""
     try:
         parsed = make_url(url)
-    except ArgumentError:
+    except (ArgumentError, ValueError):
         raise StoreError("the database URL is none: expected postgresql+psycopg://user@host:port/database") from None
     if parsed.drivername in ("postgresql", "postgres"):
         parsed = parsed.set(drivername="postgresql+psycopg")
     if parsed.drivername != "postgresql+psycopg":
         raise StoreError(f"the database URL begins with {parsed.drivername}://: expected postgresql+psycopg://")
+    if "@" in (parsed.host or ""):
+        raise StoreError("the database URL has an @ in its user or password: write it as %40")
     return parsed
 
 
@@ -39,7 +41,8 @@ class Database:
 
     def __init__(self, url: str) -> None:
         parsed = parse_url(url)
-        self._name = parsed.render_as_string(hide_password=True)
+        # Host and database alone: user, password and query may hold secrets.
+        self._name = f"Postgres at {parsed.host or 'the local socket'}:{parsed.port or 5432}/{parsed.database or ''}"
         self._engine = create_engine(
             parsed,
             pool_pre_ping=True,

@@ -30,6 +30,7 @@ class FakeStore:
     saved_references: list[Reference] = field(default_factory=list)
     saved_checks: list[tuple[Check, dict[str, int]]] = field(default_factory=list)
     locked_elsewhere: set[int] = field(default_factory=set)
+    superseded: set[int] = field(default_factory=set)
 
     def add_version(self, name: str, probes: list[Probe], at: datetime = START) -> ModelVersion:
         """Deploys a version of the model "digits" at a time."""
@@ -47,6 +48,9 @@ class FakeStore:
 
     def versions(self, since: datetime) -> list[ModelVersion]:
         return [v for v in self.known.values() if any(span.end > since for span, _ in self.windows[v.id])]
+
+    def current_versions(self) -> list[ModelVersion]:
+        return [v for v in self.known.values() if v.id not in self.superseded]
 
     def previous_version(self, version_id: int) -> ModelVersion | None:
         return self.known.get(version_id - 1)

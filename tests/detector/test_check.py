@@ -171,3 +171,12 @@ def test_one_failing_version_does_not_keep_the_others_from_being_checked(
 def test_settings_out_of_range_are_named(field: str, value: float) -> None:
     with pytest.raises(ValueError, match=field):
         CheckSettings(**{field: value})  # type: ignore[arg-type]
+
+
+def test_a_superseded_version_is_not_checked_any_more(rng: np.random.Generator) -> None:
+    store = FakeStore()
+    version = store.add_version("1", PROBES)
+    store.add_window(version, window(rng), START)
+    assert len(run_all(store, SETTINGS, after(1), {})) == 1
+    store.superseded.add(version.id)
+    assert run_all(store, SETTINGS, after(1), {}) == []
