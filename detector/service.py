@@ -217,7 +217,7 @@ def _check_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--host", default="127.0.0.1", help="Address for metrics, runbooks and the webhook.")
 @click.option("--port", default=8500, type=click.IntRange(0, 65535), help="0 takes any free port.")
 @click.option("--check-interval", default=60.0, type=click.FloatRange(0.1, 86_400), help="Seconds between checks.")
-@click.option("--retention-days", default=30, type=click.IntRange(1, 36_500), help="How long windows are kept.")
+@click.option("--retention-days", default=30, type=click.IntRange(1, 500_000), help="How long windows are kept.")
 @click.option("--kafka-api-version", callback=_api_version, help="Such as 2.3; the broker is asked where not given.")
 @click.option("--log-format", default="console", type=click.Choice(["console", "json"]))
 @_check_options
