@@ -89,9 +89,9 @@ def run_all(
     """
     done: list[Check] = []
     failures: list[Exception] = []
-    current = {version.id for version in store.current_versions()}
+    current = store.current_versions()
     for version in store.versions(now - timedelta(seconds=settings.active_seconds)):
-        if version.deployed_at is not None and version.id not in current:
+        if version.superseded(current):
             continue
         try:
             with store.try_model_lock(version.id) as mine:

@@ -62,12 +62,11 @@ class Snapshot:
         checks = {stored.check.model_version_id: stored.check for stored in store.latest_checks(since=now - stale)}
         watched: dict[tuple[str, str], Watched] = {}
         serving = store.current_versions()
-        current = {version.id for version in serving}
         # A version's name may have been used again for another file: the one with the newest window speaks for it.
         live = ((v.last_window_end, v) for v in store.versions(since=now - stale) if v.last_window_end is not None)
         for end, version in sorted(live, key=lambda pair: (pair[0], pair[1].id)):
-            if version.deployed_at is not None and version.id not in current:
-                continue  # superseded: its findings have ended with it
+            if version.superseded(serving):
+                continue  # its findings have ended with it
             key = (version.model, version.version)
             watched[key] = Watched(*key, end, version.first_seen, checks.get(version.id))
         last_window: dict[tuple[str, str], datetime] = {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
@@ -36,6 +36,10 @@ class ModelVersion:
     """None before the first window."""
     deployed_at: datetime | None
     """The latest deployment by any agent."""
+
+    def superseded(self, current: Iterable[ModelVersion]) -> bool:
+        """Whether every agent that deployed it has deployed another since; ``current`` is `Store.current_versions`."""
+        return self.deployed_at is not None and all(other.id != self.id for other in current)
 
 
 @dataclass(frozen=True, slots=True)
