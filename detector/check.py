@@ -119,6 +119,7 @@ def prepare(
         now_ = store.summaries(version.id, batch.start, batch.end)
         return measure(probes, base.summaries, now_, settings, base.effects, batch.n / batch.windows)
 
+    limit = threshold(settings.false_page_days)
     evidence: Mapping[str, Evidence] = state.families if state else {}
     for batch in batches:
         measured = tested(batch)
@@ -127,7 +128,10 @@ def prepare(
         batch = state.last  # nothing new: the same is said again
         measured = tested(batch)
     results, inputs_moved = judge(measured, evidence, batch.days, settings)
-    findings = conclude(results, inputs_moved)
+    findings = tuple(
+        replace(finding, details=finding.details | {"alarm_evidence": evidence[finding.test].level / limit})
+        for finding in conclude(results, inputs_moved)
+    )
     check = replace(
         empty,
         finished_at=now + timedelta(seconds=time.monotonic() - began),
