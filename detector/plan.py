@@ -140,12 +140,13 @@ def sentence(question: Question, answer: Plan) -> str:
             f"{question.reference_requests} requests hides it; it needs at least {_count(answer.reference_least)}, "
             f"better {_count(answer.reference_good)}"
         )
+    windows = f"{answer.windows:.0f} window{'s' * (answer.windows > 1)}"
     return (
         f"at most one false page in {question.false_page_days:g} days: a shift of omega {question.effect:g} in "
-        f"one channel needs {answer.requests_per_window} requests per window and {answer.windows:.0f} windows; at "
+        f"one channel needs {answer.requests_per_window} requests per window and {windows}; at "
         f"{question.requests_per_second:.3g} requests/s that is {answer.minutes:.1f} minutes. A channel "
-        f"active in {question.active_rate:.0%} of requests is known to be dead after {answer.dead_requests:.0f} silent ones, "
-        f"{answer.dead_minutes:.1f} minutes"
+        f"active in {question.active_rate:.0%} of requests is known to be dead after "
+        f"{answer.dead_requests:.0f} silent ones, {answer.dead_minutes:.1f} minutes"
     )
 
 
