@@ -1,7 +1,8 @@
 """Model in, model out: adds outputs that summarise every rectifier, graph input and graph output.
 
 `instrument` clones and never changes its argument, names what it adds deterministically and leaves the original
-outputs first and untouched, so that a session on the result computes what the served model computes.
+outputs first and untouched, so that a session on the result computes what the served model computes, bit for bit. (On
+CPU onnxruntime computes half-precision models in float32 and rounds what is read twice, so there probes add roundings.)
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from onnx import TensorProto, helper, inliner
 from agent.instrument.axes import Axes, batch_symbol, input_axes
 from agent.instrument.bodies import Inner, inner_activations, probe_bodies
 from agent.instrument.candidates import Candidate, candidates, inputs, outputs, source
+from agent.instrument.cost import Cost, own_work, per_request
 from agent.instrument.errors import InstrumentError
 from agent.instrument.files import ModelFile, SessionModel, load, open_model
 from agent.instrument.graph import Graph
@@ -25,6 +27,7 @@ from agent.pooled import PooledOutputs
 from agent.wire import NotProbed, Probe
 
 __all__ = [
+    "Cost",
     "InstrumentError",
     "Instrumented",
     "ModelFile",
@@ -68,8 +71,8 @@ class Instrumented:
     """The original outputs, in order."""
     batch_axes: Mapping[str, int | None]
     """Of each input, the axis along which requests are stacked; None for one that all requests share."""
-    elements: Mapping[str, int | None]
-    """By probe name: elements of the probed tensor per request, None where an extent is free."""
+    cost: Cost
+    """What pooling is estimated to cost."""
     _inlined: onnx.ModelProto
     _chosen: tuple[_Chosen, ...]
 
@@ -113,7 +116,9 @@ def instrument(model: onnx.ModelProto | ModelFile, infer: Infer | None = None) -
         listing = "; ".join(f"{item.name} ({item.op}): {item.reason}" for item in not_probed)
         raise InstrumentError(f"the model has no rectifier that can be probed{': ' + listing if listing else ''}")
     axes = input_axes(graph, batch)
-    empty = Instrumented(file, proto, (), tuple(not_probed), {}, (), axes, _elements(graph, chosen), proto, chosen)
+    elements = {item.probe.name: _elements(graph, item) for item in chosen}
+    cost = Cost(elements, {item.probe.name: item.source.dense for item in chosen}, *own_work(graph, batch))
+    empty = Instrumented(file, proto, (), tuple(not_probed), {}, (), axes, cost, proto, chosen)
     return _assembled(file, proto, chosen, empty)
 
 
@@ -161,17 +166,12 @@ def _unique(candidate: Candidate, taken: set[str]) -> str:
     return name
 
 
-def _elements(graph: Graph, chosen: tuple[_Chosen, ...]) -> dict[str, int | None]:
-    counts: dict[str, int | None] = {}
-    for item in chosen:
-        known = graph.types.get(item.probe.tensor) if item.inner is None else None
-        count: int | None = None if known is None or item.source.layout.tokens else 1
-        for axis in range(item.source.rank):
-            extent = known.extent(axis) if known is not None else None
-            if axis != item.source.layout.requests:
-                count = None if count is None or extent is None else count * extent
-        counts[item.probe.name] = count
-    return counts
+def _elements(graph: Graph, item: _Chosen) -> int | None:
+    """Elements of a probed tensor per request; None where that is not known before the first."""
+    known = graph.types.get(item.probe.tensor)
+    if item.inner is not None or item.source.layout.tokens or known is None:
+        return None
+    return per_request(known, item.source.layout.requests)
 
 
 def _assembled(

@@ -48,6 +48,11 @@ class Source:
     blocked: int | None = None
     """Channels of a tensor in onnxruntime's blocked layout; None for plain tensors."""
 
+    @property
+    def dense(self) -> bool:
+        """Whether each request has one value per channel, so that nothing needs pooling."""
+        return self.rank == 2 and not self.layout.tokens
+
 
 class Pooling:
     """Makes the nodes, constants and outputs to be added to one graph."""
