@@ -99,8 +99,9 @@ class Models:
 
     def _load(self, entry: Entry) -> None:
         try:
-            checksum = digest(entry.path)
-            instrumented = instrument(open_model(entry.path), output_types)
+            opened = open_model(entry.path)
+            checksum = digest(entry.path, opened.external_files)
+            instrumented = instrument(opened, output_types)
             replayer = Replayer(instrumented, threads=self._threads, gpu_mem_limit=self._gpu_mem_limit)
         except (InstrumentError, ReplayError, OSError) as error:
             self._refused[entry.model] = entry

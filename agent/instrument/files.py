@@ -50,14 +50,8 @@ class ModelFile:
     path: Path | None = None
     weights: dict[str, tuple[int, int]] = field(default_factory=dict)
     """Initializer to its bytes [start, end) in the file: whole TensorProtos."""
-
-    @property
-    def external_files(self) -> tuple[Path, ...]:
-        """The files beside the model that hold its external data, without repeats."""
-        if self.path is None:
-            return ()
-        names = (external_data_helper.ExternalDataInfo(tensor).location for tensor in _external(self.proto.graph))
-        return tuple(self.path.parent / name for name in dict.fromkeys(names))
+    external_files: tuple[Path, ...] = ()
+    """The files beside the model that hold its external data."""
 
     @property
     def plain(self) -> SessionModel:
@@ -128,13 +122,11 @@ def open_model(path: Path) -> ModelFile:
         raise InstrumentError(f"{path}: not an ONNX model ({str(error) or type(error).__name__})") from error
     if not proto.graph.node:
         raise InstrumentError(f"{path}: not an ONNX model (it has no graph)")
-    for tensor in _external(proto.graph):
+    external = [tensor for tensor in proto.graph.initializer if tensor.data_location == TensorProto.EXTERNAL]
+    files = dict.fromkeys(external_data_helper.ExternalDataInfo(tensor).location for tensor in external)
+    for tensor in external:
         _read_small(tensor, path)
-    return ModelFile(proto, path, weights)
-
-
-def _external(graph: onnx.GraphProto) -> list[onnx.TensorProto]:
-    return [tensor for tensor in graph.initializer if tensor.data_location == TensorProto.EXTERNAL]
+    return ModelFile(proto, path, weights, tuple(path.parent / file for file in files))
 
 
 def _read_small(tensor: onnx.TensorProto, path: Path) -> None:
