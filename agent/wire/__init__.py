@@ -8,7 +8,7 @@ from agent.wire.codec import (
     encode_histograms,
     estimated_size,
 )
-from agent.wire.comparison import cosine, merge, merge_probes, sqnr_db
+from agent.wire.comparison import cosine, merge, merge_probes, probes_only, sqnr_db
 from agent.wire.comparison_codec import estimated_comparison_size
 from agent.wire.fields import WireError
 from agent.wire.messages import (
@@ -46,5 +46,6 @@ __all__ = [
     "estimated_size",
     "merge",
     "merge_probes",
+    "probes_only",
     "sqnr_db",
 ]

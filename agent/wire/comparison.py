@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 from agent.wire.messages import Comparison, ProbeComparison
 
@@ -48,6 +49,12 @@ def merge(a: Comparison, b: Comparison) -> Comparison:
     ordered = sorted(probes.values(), key=lambda item: (item.probe.position, item.probe.name))
     counts = {name: getattr(a, name) + getattr(b, name) for name in COUNTS}
     return replace(a, probes=tuple(ordered), **counts)
+
+
+def probes_only(item: Comparison) -> Comparison:
+    """The comparison without its own counts: a further part of one that was split by probe."""
+    zeros: dict[str, Any] = dict.fromkeys(COUNTS, 0)
+    return replace(item, **zeros)
 
 
 def merge_probes(a: ProbeComparison, b: ProbeComparison) -> ProbeComparison:

@@ -1,0 +1,211 @@
+"""A served model and its baseline, ready to run the same requests: sessions, matched probes, bounded fetches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agent import wire
+from agent.instrument import InstrumentError, instrument, load
+from agent.instrument.whole import WholeGraph
+from agent.models import Served
+from agent.paired.baselines import Baseline
+from agent.paired.batch import Batch, Outcome, compare_batch
+from agent.paired.errors import PairedError
+from agent.paired.groups import Group, plan
+from agent.paired.matching import Pair, Unmatched, compared_probes, match
+from agent.paired.settings import PairedSettings
+from agent.paired.side import Side, Tensors, first_rows, requests_of
+from agent.paired.sums import Tolerance
+from agent.replay import ReplayError
+from agent.repository import digest
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """What every comparison of a pairing says about itself; the window is filled in."""
+
+    kind: wire.BaselineKind
+    baseline: str
+    digest: str
+    provider: str
+
+    def blank(self, span: tuple[int, int]) -> wire.Comparison:
+        """A comparison of no requests in the window ``span`` (Unix milliseconds)."""
+        return wire.Comparison(*span, self.kind, self.baseline, self.digest, self.provider, 0)
+
+
+class Pairing:
+    """Runs requests on the served model and on its baseline. Belongs to one thread.
+
+    Sessions are opened by the first run, whose shapes say how large the activations are. Where not all of them fit
+    ``fetch_bytes``, each run compares one group of probes; `use` chooses which.
+    """
+
+    def __init__(
+        self,
+        served: Served,
+        baseline: Baseline | None,
+        settings: PairedSettings,
+        template: Template | None = None,
+    ) -> None:
+        """Loads and matches the models.
+
+        Args:
+            served: the served model.
+            baseline: None to run the served side alone, for its outputs.
+            settings: the bounds.
+            template: what the comparisons say; None to follow from ``baseline``.
+
+        Raises:
+            PairedError: one of the files cannot be used.
+        """
+        self._settings = settings
+        self._fixed = served.replayer.batch_size
+        self._elements = 0
+        self._group = 0
+        self.groups: tuple[Group, ...] = ()
+        self.too_large: tuple[str, ...] = ()
+        try:
+            self._served = Side(served.entry.path, served.digest, settings, cpu_only=False)
+            graph = self._served.graph()
+            self._outputs = graph.outputs
+            if baseline is None:
+                probes = compared_probes(served.instrumented.probes, graph.outputs)
+                self.pairs = tuple(Pair(probe, probe.tensor) for probe in probes if probe.tensor in graph.outputs)
+                self.unmatched: tuple[Unmatched, ...] = ()
+                self._baseline: Side | None = None
+            else:
+                self._baseline, self.pairs, self.unmatched = _match(served, graph, baseline, settings)
+        except (InstrumentError, ReplayError, OSError) as error:
+            raise PairedError("baseline_unusable", str(error)) from error
+        self.template = template or _template(served, baseline, self._baseline)
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The served model's float outputs, in order."""
+        return self._outputs
+
+    def prepare(self, inputs: Tensors) -> None:
+        """Plans the groups for inputs of these shapes and opens the current group's sessions; raises PairedError."""
+        elements = sum(value.size for value in inputs.values()) // max(requests_of(inputs), 1)
+        if self.groups and elements <= self._elements:
+            return
+        self._elements = elements
+        pairs = self.pairs if self._baseline is not None else ()
+        tensors = [*self._outputs, *(pair.probe.tensor for pair in pairs)]
+        try:
+            sizes = self._served.sizes(list(dict.fromkeys(tensors)), inputs)
+        except (InstrumentError, ReplayError, OSError) as error:
+            raise PairedError("run_failed", str(error)) from error
+        limit, batch = self._settings.fetch_bytes, self._settings.max_batch
+        if self._fixed is not None:  # a fixed batch cannot be cut: its requests share the limit
+            limit //= self._fixed
+        planned = plan(pairs, self._outputs, sizes, limit, batch)
+        self.groups, self.too_large = planned.groups, planned.too_large
+        self.use(0)
+
+    def use(self, group: int) -> None:
+        """Makes the group of this number, modulo their count, the one that is fetched; raises PairedError."""
+        self._group = group % len(self.groups)
+        pairs = self.groups[self._group].pairs
+        try:
+            self._served.open(list(dict.fromkeys([*self._outputs, *(pair.probe.tensor for pair in pairs)])))
+            if self._baseline is not None:
+                self._baseline.open(list(dict.fromkeys(pair.baseline_tensor for pair in pairs)))
+        except (InstrumentError, ReplayError, OSError) as error:
+            self.groups = ()  # the next run tries from the beginning
+            raise PairedError("run_failed", str(error)) from error
+
+    def advance(self) -> None:
+        """Goes on to the next group, where there are several."""
+        if len(self.groups) > 1:
+            self.use(self._group + 1)
+
+    def run(
+        self,
+        inputs: Tensors,
+        span: tuple[int, int],
+        *,
+        labels: NDArray[np.int64] | None = None,
+        answers: Tensors | None = None,
+    ) -> Outcome:
+        """Compares requests, a few at a time.
+
+        Args:
+            inputs: arrays whose first axis is the requests.
+            span: the window that they belong to.
+            labels: shape (requests,).
+            answers: outputs of the server for these requests, where there is no baseline model.
+
+        Raises:
+            PairedError: a side cannot run them.
+        """
+        self.prepare(inputs)
+        requests = requests_of(inputs)
+        step = self._fixed or self.groups[self._group].requests
+        blank = self.template.blank(span)
+        total = blank
+        misfits: dict[str, str] = {}
+        classes = 0
+        for start in range(0, requests, step):
+            rows = slice(start, start + step)
+            part = {name: value[rows] for name, value in inputs.items()}
+            served, baseline = self._run_both(part, min(step, requests - start))
+            if answers is not None:
+                baseline = {name: value[rows] for name, value in answers.items()}
+            batch = Batch(len(next(iter(part.values()))), served, baseline, None if labels is None else labels[rows])
+            outcome = compare_batch(blank, self.pairs, self._outputs, batch, self._tolerance())
+            total = wire.merge(total, outcome.comparison)
+            misfits.update(outcome.misfits)
+            classes = outcome.classes
+        return Outcome(total, tuple(misfits.items()), classes)
+
+    def _run_both(self, part: Tensors, requests: int) -> tuple[Tensors, Tensors | None]:
+        if self._fixed is not None and requests < self._fixed:
+            part = {name: np.resize(value, (self._fixed, *value.shape[1:])) for name, value in part.items()}
+        try:
+            served = self._served.run(part)
+            baseline = self._baseline.run(part) if self._baseline is not None else None
+        except ReplayError as error:
+            raise PairedError("run_failed", str(error)) from error
+        return first_rows(served, requests), None if baseline is None else first_rows(baseline, requests)
+
+    def _tolerance(self) -> Tolerance | None:
+        return self._settings.tolerance if self.template.kind in ("cpu_provider", "served_response") else None
+
+
+def _match(
+    served: Served, graph: WholeGraph, baseline: Baseline, settings: PairedSettings
+) -> tuple[Side, tuple[Pair, ...], tuple[Unmatched, ...]]:
+    if baseline.path.stat().st_size > settings.model_bytes:
+        raise PairedError("baseline_unusable", f"{baseline.path} is larger than {settings.model_bytes} bytes")
+    checksum = served.digest if baseline.path == served.entry.path else digest(baseline.path)
+    side = Side(baseline.path, checksum, settings, cpu_only=baseline.cpu_only)
+    if baseline.path == served.entry.path:
+        other, probes = graph, served.instrumented.probes
+    else:
+        model = load(baseline.path)
+        other = WholeGraph(model)
+        try:
+            probes = instrument(model).probes
+        except InstrumentError:  # no rectifiers that it knows: tensors still match by their names
+            probes = ()
+    if set(other.inputs) != set(graph.inputs):
+        raise PairedError(
+            "baseline_unusable",
+            f"{baseline.path} has inputs {sorted(other.inputs)}, the served model {sorted(graph.inputs)}",
+        )
+    pairs, unmatched = match(served.instrumented.probes, graph, probes, other)
+    if not pairs:
+        raise PairedError("baseline_unusable", f"{baseline.path}: none of its tensors matches a probe")
+    return side, pairs, unmatched
+
+
+def _template(served: Served, baseline: Baseline | None, side: Side | None) -> Template:
+    provider = served.replayer.provider
+    if baseline is None or side is None:
+        return Template("served_response", "response", "", provider)
+    return Template(baseline.kind, baseline.label, digest(baseline.path), provider)
