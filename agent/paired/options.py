@@ -41,9 +41,11 @@ _OPTIONS = (
     click.option("--join-seconds", default=30.0, type=Finite(0.1), help="How long they wait."),
     click.option("--holdout-mib", default=256, type=click.IntRange(1), help="Largest holdout.npz, unpacked."),
     click.option(
-        "--mismatch-rtol", default=0.02, type=Finite(0), help="Tolerated error of an output, relative to its size."
+        "--mismatch-rtol", default=0.02, type=Finite(0), help="Tolerated error of an output element, per its size."
     ),
-    click.option("--mismatch-atol", default=0.02, type=Finite(0), help="Tolerated error of an output, absolute."),
+    click.option(
+        "--mismatch-atol", default=0.02, type=Finite(0), help="The same, per root mean square of the whole output."
+    ),
 )
 _NAMES = (
     "paired_rate",

@@ -17,6 +17,8 @@ from agent import wire
 
 CHUNK = 1 << 18
 """Elements that are in float64 at a time: 2 MiB per array."""
+_LEAST_RMS = 1e-6
+"""Of all-zero outputs, that they have some tolerance too."""
 _LARGEST = 1e140
 """A larger magnitude counts as infinite: its square, summed over many elements, would leave the range of a double."""
 
@@ -26,7 +28,11 @@ Flags = NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True)
 class Tolerance:
-    """An element is beyond it where |served - baseline| > atol + rtol * |baseline|."""
+    """An element is beyond it where |served - baseline| > atol * rms + rtol * |baseline|.
+
+    rms is the root mean square of the baseline's elements of that request: rounding errs by a share of the numbers that
+    were added up, so an element near zero errs as much as its neighbours, whatever unit the output is in.
+    """
 
     rtol: float
     atol: float
@@ -60,6 +66,7 @@ def compare(probe: wire.Probe, served: Array, baseline: Array, tolerance: Tolera
     largest, elements = 0.0, 0
     mismatched, nonfinite = np.zeros(requests, np.bool_), np.zeros(requests, np.bool_)
     flat_s, flat_b = served.reshape(requests, -1), baseline.reshape(requests, -1)
+    absolute = None if tolerance is None else tolerance.atol * _rms(flat_b)
     for rows, columns in _chunks(*flat_s.shape):
         s, b = flat_s[rows, columns].astype(np.float64), flat_b[rows, columns].astype(np.float64)
         finite_s, finite_b = np.abs(s) <= _LARGEST, np.abs(b) <= _LARGEST  # false for NaN
@@ -70,8 +77,8 @@ def compare(probe: wire.Probe, served: Array, baseline: Array, tolerance: Tolera
         largest = max(largest, float(error.max(initial=0.0)))
         elements += int(both.sum())
         nonfinite[rows] |= one.any(axis=1)
-        if tolerance is not None:
-            beyond = error > tolerance.atol + tolerance.rtol * np.abs(b)
+        if tolerance is not None and absolute is not None:
+            beyond = error > absolute[rows, np.newaxis] + tolerance.rtol * np.abs(b)
             mismatched[rows] |= (beyond | one).any(axis=1)
     only_served, only_baseline = _one_sided(probe, served, baseline)
     signal, power, noise, cross = totals.tolist()
@@ -100,6 +107,17 @@ def top1(scores: Array) -> tuple[NDArray[np.int64], Flags]:
     values = scores.astype(np.float64)
     has: Flags = np.asarray(~np.isnan(values).any(axis=1), np.bool_)
     return np.where(np.isnan(values), -np.inf, values).argmax(axis=1), has
+
+
+def _rms(flat: Array) -> NDArray[np.float64]:
+    """Root mean square of the finite elements of each row of (requests, elements)."""
+    squares, count = np.zeros(len(flat)), np.zeros(len(flat), np.int64)
+    for rows, columns in _chunks(*flat.shape):
+        values = flat[rows, columns].astype(np.float64)
+        finite = np.abs(values) <= _LARGEST
+        squares[rows] += np.square(np.where(finite, values, 0.0)).sum(axis=1)
+        count[rows] += finite.sum(axis=1)
+    return np.maximum(np.sqrt(squares / np.maximum(count, 1)), _LEAST_RMS)
 
 
 def _chunks(rows: int, columns: int) -> Iterator[tuple[slice, slice]]:

@@ -480,8 +480,8 @@ Global___Comparison: _TypeAlias = Comparison  # noqa: Y015
 
 @_typing.final
 class ProbeComparison(_message.Message):
-    """Of one probe. An element is beyond tolerance where |served - baseline| > atol + rtol * |baseline|, or where it is
-    finite on one side only.
+    """Of one probe. An element is beyond tolerance where |served - baseline| > atol * rms + rtol * |baseline|, with rms the
+    root mean square of the baseline's elements of that request, or where it is finite on one side only.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
