@@ -18,7 +18,8 @@ from agent.paired.trickle import Trickle
 from agent.sampling import identity
 
 log = structlog.get_logger()
-_MOST_WAITING = 1024
+_MOST_WAITING = 32
+"""More would only be stale: comparing them takes longer than it takes others to arrive."""
 _ANSWERED_SECONDS = 600.0
 """A model whose responses have not been seen for so long has no mirror of them: its requests do not wait for any."""
 _OVERHEAD = 512

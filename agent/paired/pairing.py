@@ -22,6 +22,9 @@ from agent.paired.sums import Tolerance
 from agent.replay import ReplayError
 from agent.repository import digest
 
+_RUNS_PER_GROUP = 16
+"""Runs before the next group of probes is fetched, where they do not all fit: opening sessions takes long."""
+
 
 @dataclass(frozen=True, slots=True)
 class Template:
@@ -66,6 +69,7 @@ class Pairing:
         self._fixed = served.replayer.batch_size
         self._elements = 0
         self._group = 0
+        self._runs = 0
         self.groups: tuple[Group, ...] = ()
         self.too_large: tuple[str, ...] = ()
         try:
@@ -124,6 +128,12 @@ class Pairing:
         if len(self.groups) > 1:
             self.use(self._group + 1)
 
+    def rotate(self) -> None:
+        """Goes on to the next group once the current one has had its share of runs."""
+        if self._runs >= _RUNS_PER_GROUP:
+            self._runs = 0
+            self.advance()
+
     def run(
         self,
         inputs: Tensors,
@@ -144,6 +154,7 @@ class Pairing:
             PairedError: a side cannot run them.
         """
         self.prepare(inputs)
+        self._runs += 1
         requests = requests_of(inputs)
         step = self._fixed or self.groups[self._group].requests
         blank = self.template.blank(span)

@@ -26,8 +26,6 @@ from agent.wire import BaselineKind
 log = structlog.get_logger()
 _POLL_SECONDS = 0.25
 _LONGEST_REST_SECONDS = 5.0
-_RUNS_PER_GROUP = 16
-"""Comparisons before the next group of probes is fetched, where they do not all fit: opening sessions takes long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +65,6 @@ class Paired:
         self._clock_ms = clock_ms
         self._targets: dict[str, _Target] = {}
         self._loaded: dict[tuple[str, BaselineKind], _Loaded] = {}
-        self._runs = 0
         self.choice = Choice(settings, sample_rate, metrics, self._has_baseline, monotonic)
         """What intake and replay talk to."""
 
@@ -130,10 +127,7 @@ class Paired:
             if answers is not None and not answers.keys() & set(pairing.outputs):
                 raise PairedError("bad_response", f"it has none of the model's float outputs {list(pairing.outputs)}")
             outcome = pairing.run(task.inputs, self._windows.span(task.arrived_ms), answers=answers)
-            if len(pairing.groups) > 1:
-                self._runs += 1
-                if self._runs % _RUNS_PER_GROUP == 0:
-                    pairing.advance()
+            pairing.rotate()
         except OipError as error:
             self._failed(entry.model, kind, "bad_response", f"{error.reason}: {error.message}")
             return

@@ -156,6 +156,16 @@ def test_groups_keep_the_activations_below_the_limit_and_cover_all_probes(tmp_pa
     assert by_name(got)["relu2"].noise == pytest.approx(expected["relu2"].noise)
 
 
+def test_groups_take_turns(tmp_path: Path) -> None:
+    served = served_in(tmp_path, small_cnn())
+    pairing = Pairing(served, put_reference(served, small_cnn()), settings(fetch_bytes=3200))
+    runs = []
+    for _ in range(40):
+        runs.append("relu1" in by_name(pairing.run({"image": images(1)}, SPAN).comparison))
+        pairing.rotate()
+    assert runs == [True] * 16 + [False] * 16 + [True] * 8
+
+
 def test_an_activation_larger_than_the_limit_is_left_out_and_named(tmp_path: Path) -> None:
     served = served_in(tmp_path, small_cnn())
     pairing = Pairing(served, put_reference(served, small_cnn()), settings(fetch_bytes=2500))
