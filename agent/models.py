@@ -10,11 +10,11 @@ from pathlib import Path
 
 import structlog
 
-from agent.instrument import Instrumented, InstrumentError, instrument, load
+from agent.instrument import Instrumented, InstrumentError, instrument, open_model
 from agent.intake.catalog import ModelMetadata
 from agent.intake.oip import TensorSpec
 from agent.metrics import AgentMetrics
-from agent.replay import Port, Replayer, ReplayError
+from agent.replay import Port, Replayer, ReplayError, output_types
 from agent.repository import MODEL_FILE, Entry, RepositoryError, digest, scan
 
 log = structlog.get_logger()
@@ -103,8 +103,9 @@ class Models:
 
     def _load(self, entry: Entry) -> None:
         try:
-            checksum = digest(entry.path)
-            instrumented = instrument(load(entry.path))
+            opened = open_model(entry.path)
+            checksum = digest(entry.path, opened.external_files)
+            instrumented = instrument(opened, output_types)
             replayer = Replayer(instrumented, threads=self._threads, gpu_mem_limit=self._gpu_mem_limit)
         except (InstrumentError, ReplayError, OSError) as error:
             self._refused[entry.model] = entry

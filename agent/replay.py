@@ -11,8 +11,10 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidGraph, InvalidProtobuf, RuntimeException
 
+from agent import batching
 from agent.instrument import Instrumented
 from agent.instrument.whole import Exposed
+from agent.pooled import Pooled
 
 _DATATYPES = {
     "tensor(float)": "FP32",
@@ -37,15 +39,6 @@ class Port:
     shape: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Pooled:
-    """One probe's pooled values for a batch; arrays of shape (requests, channels)."""
-
-    mean: NDArray[np.floating]
-    maximum: NDArray[np.floating]
-    fraction: NDArray[np.floating]
-
-
 class Replayer:
     """An onnxruntime session on an instrumented model."""
 
@@ -61,18 +54,14 @@ class Replayer:
         if "CUDAExecutionProvider" in ort.get_available_providers():
             providers.insert(0, ("CUDAExecutionProvider", {"gpu_mem_limit": str(gpu_mem_limit)}))
         try:
-            self._session = ort.InferenceSession(instrumented.model.SerializeToString(), options, providers=providers)
+            with instrumented.session_model() as model:
+                for key, value in model.config.items():
+                    options.add_session_config_entry(key, value)
+                self._session = ort.InferenceSession(model.source, options, providers=providers)
         except (Fail, InvalidGraph, InvalidProtobuf, RuntimeException, RuntimeError, ValueError) as error:
             raise ReplayError(f"onnxruntime cannot load the model: {error}") from error
         self._instrumented = instrumented
-        self._fetched = list(
-            dict.fromkeys(
-                name
-                for outputs in instrumented.pooled.values()
-                for name in (outputs.mean, outputs.maximum, outputs.fraction)
-                if name is not None
-            )
-        )
+        self._fetched = list(dict.fromkeys(name for one in instrumented.pooled.values() for name in one.names))
 
     @property
     def provider(self) -> str:
@@ -100,18 +89,25 @@ class Replayer:
 
         A probe whose first axis turns out not to be the requests is left out.
         """
-        requests = len(next(iter(inputs.values())))
+        requests = batching.count(inputs, self._instrumented.batch_axes)
         try:
             values = dict(zip(self._fetched, self._session.run(self._fetched, inputs), strict=True))
         except Exception as error:  # onnxruntime's errors share no base class below Exception
             raise ReplayError(f"onnxruntime cannot run the batch: {error}") from error
-        pooled = {}
-        for name, outputs in self._instrumented.pooled.items():
-            mean, maximum = values[outputs.mean], values[outputs.maximum]
-            fraction = values[outputs.fraction] if outputs.fraction is not None else (mean > 0).astype(np.float32)
-            if mean.ndim == 2 and len(mean) == requests:
-                pooled[name] = Pooled(mean, maximum, fraction)
-        return pooled
+        read = {name: outputs.read(values, requests) for name, outputs in self._instrumented.pooled.items()}
+        return {name: pooled for name, pooled in read.items() if pooled is not None}
+
+
+def output_types(model: bytes) -> dict[str, tuple[str, list[int | str | None]]]:
+    """Type and shape of a model's outputs as onnxruntime infers them; empty where it cannot load the model."""
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 4
+    try:
+        session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    except Exception:  # onnxruntime's errors share no base class below Exception
+        return {}
+    return {value.name: (value.type, list(value.shape)) for value in session.get_outputs()}
 
 
 class FullSession:
@@ -128,7 +124,10 @@ class FullSession:
         if not cpu_only and "CUDAExecutionProvider" in ort.get_available_providers():
             providers.insert(0, ("CUDAExecutionProvider", {"gpu_mem_limit": str(gpu_mem_limit)}))
         try:
-            self._session = ort.InferenceSession(exposed.model, options, providers=providers)
+            with exposed.session_model() as model:
+                for key, value in model.config.items():
+                    options.add_session_config_entry(key, value)
+                self._session = ort.InferenceSession(model.source, options, providers=providers)
         except Exception as error:  # onnxruntime's errors share no base class below Exception
             raise ReplayError(f"onnxruntime cannot load the model: {error}") from error
         self._outputs = exposed.outputs
@@ -145,7 +144,7 @@ class FullSession:
         ports = {port.name: port.shape for port in map(_port, self._session.get_outputs())}
         return {tensor: ports[output] for tensor, output in self._outputs.items()}
 
-    def run(self, inputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    def run(self, inputs: batching.Tensors) -> batching.Tensors:
         """The values of every exposed tensor, by its name in the original model; raises ReplayError."""
         try:
             values = dict(zip(self._fetched, self._session.run(self._fetched, inputs), strict=True))

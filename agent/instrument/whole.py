@@ -18,12 +18,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import onnx
-from onnx import TensorProto, helper, shape_inference
+from onnx import TensorProto, helper, inliner, shape_inference
 
-from agent.instrument import InstrumentError
+from agent.instrument.errors import InstrumentError
+from agent.instrument.files import ModelFile, SessionModel
 
 _FLOATS = frozenset({TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16})
 _OUTPUT_SCALE = {
@@ -41,25 +43,42 @@ _OUTPUT_SCALE = {
     "QLinearSoftmax": 3,
 }
 """Operator to the input that holds its output's scale; the zero point is the next input."""
+_KEEP_INT8 = "session.qdqisint8allowed"
+"""As in `agent.instrument`: a fetched int8 tensor has a second reader, and would push its layer out of integers."""
 _SAME_SCALE = frozenset({"MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Identity"})
 """Operators that hand quantized numbers on as they are."""
 
 
 @dataclass(frozen=True, slots=True)
 class Exposed:
-    """A serialised model whose outputs are some tensors of another model, as floats."""
+    """A model whose outputs are some tensors of another model, as floats."""
 
-    model: bytes
+    file: ModelFile
+    """The other model."""
+    light: onnx.ModelProto
+    """The model, without the weights that are still in the file."""
     outputs: dict[str, str]
-    """Tensor of the original model to the output that has its values."""
+    """Tensor of the other model to the output that has its values."""
+    inner: bool
+    """Whether a tensor is fetched that is no output of the other model."""
+
+    def session_model(self) -> AbstractContextManager[SessionModel]:
+        """What a session is made of; good inside the block."""
+        return self.file.session_model(self.light, {_KEEP_INT8: "1"} if self.inner else {})
 
 
 class WholeGraph:
     """A model whose tensors are to be fetched whole. Never changes the model."""
 
-    def __init__(self, model: onnx.ModelProto) -> None:
-        self._model = model
-        graph = model.graph
+    def __init__(self, model: onnx.ModelProto | ModelFile) -> None:
+        """Raises InstrumentError where the model's local functions cannot be inlined."""
+        self._file = model if isinstance(model, ModelFile) else ModelFile(model)
+        try:
+            proto = self._file.proto
+            self._model = inliner.inline_local_functions(proto) if proto.functions else proto
+        except Exception as error:  # onnx raises bare RuntimeErrors of several kinds from C++
+            raise InstrumentError(f"the model's local functions cannot be inlined: {error}") from error
+        graph = self._model.graph
         weights = {tensor.name for tensor in graph.initializer}
         self.inputs = tuple(value.name for value in graph.input if value.name not in weights)
         self.outputs = tuple(value.name for value in graph.output if value.type.tensor_type.elem_type in _FLOATS)
@@ -80,7 +99,7 @@ class WholeGraph:
         """A model with just ``tensors`` as its outputs, and its inputs of just these ``shapes``, where given.
 
         Raises:
-            InstrumentError: the model has no such tensor, or is too large to be serialised.
+            InstrumentError: the model has no such tensor.
         """
         missing = [tensor for tensor in tensors if tensor not in self.tensors]
         if missing:
@@ -91,25 +110,24 @@ class WholeGraph:
         del clone.graph.output[:]
         for name in dict.fromkeys(outputs.values()):
             clone.graph.output.append(declared.get(name) or onnx.ValueInfoProto(name=name))
-        try:
-            return Exposed(clone.SerializeToString(), outputs)
-        except ValueError as error:  # protobuf's limit
-            raise InstrumentError(f"a model above 2 GiB cannot be compared: {error}") from error
+        return Exposed(self._file, clone, outputs, not declared.keys() >= set(outputs.values()))
 
-    def bytes_per_request(self, shapes: Mapping[str, Sequence[int]]) -> dict[str, int]:
-        """Bytes of each tensor when fetched, for inputs of these shapes, per request; without those nobody can tell."""
+    def bytes_per_request(self, shapes: Mapping[str, Sequence[int]], requests: int) -> dict[str, int]:
+        """Bytes of each tensor when fetched, per request, for ``requests`` that are inputs of these ``shapes``.
+
+        Tensors whose size does not follow from that are left out.
+        """
         try:
             graph = shape_inference.infer_shapes(self._clone(shapes)).graph
         except Exception:  # onnx raises bare errors of several kinds; sizes are then found out by running
             return {}
-        requests = max((shape[0] for shape in shapes.values() if len(shape)), default=1)
         known = {}
         for value in [*graph.input, *graph.value_info, *graph.output]:
             kind = value.type.tensor_type
             extents = [dim.dim_value for dim in kind.shape.dim]
             if kind.HasField("shape") and all(extent > 0 for extent in extents):
                 itemsize = 8 if kind.elem_type == TensorProto.DOUBLE else 4
-                known[value.name] = -(-math.prod(extents) * itemsize // max(requests, 1))
+                known[value.name] = -(-math.prod(extents) * itemsize // requests)
         return known
 
     def _clone(self, shapes: Mapping[str, Sequence[int]]) -> onnx.ModelProto:

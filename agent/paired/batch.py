@@ -61,13 +61,18 @@ def compare_batch(
         baseline = (batch.baseline or {}).get(pair.baseline_tensor)
         if served is None or baseline is None:
             continue
+        probe = pair.probe
+        if batch.requests == 1 and served.ndim and len(served) != 1:
+            # Tokens in rows, or time first: all of the tensor is the one request's.
+            probe = replace(probe, axis=probe.axis + 1)
+            served, baseline = served[np.newaxis], baseline[np.newaxis]
         if served.shape != baseline.shape or served.ndim == 0 or len(served) != batch.requests or served.size == 0:
             shapes = f"shapes {list(served.shape)} and {list(baseline.shape)} for {batch.requests} requests"
-            misfits.append((pair.probe.name, shapes))
+            misfits.append((probe.name, shapes))
             continue
-        compared = compare(with_channels(pair.probe, served.shape), served, baseline, tolerance)
+        compared = compare(with_channels(probe, served.shape), served, baseline, tolerance)
         items.append(compared.sums)
-        if pair.probe.tensor in outputs:
+        if probe.tensor in outputs:
             mismatched |= compared.mismatched
     comparison = replace(blank, n=batch.requests, mismatched=int(mismatched.sum()), probes=tuple(items))
     name = class_output(outputs, batch)

@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 
 import structlog
 
+from agent.batching import Tensors, count
 from agent.intake.queue import ByteQueue, Captured
 from agent.metrics import AgentMetrics
 from agent.models import Served
 from agent.paired.responses import Joiner
 from agent.paired.settings import PairedSettings
-from agent.paired.side import Tensors
 from agent.paired.trickle import Trickle
 from agent.sampling import identity
 
@@ -44,7 +44,7 @@ class Task:
     @property
     def requests(self) -> int:
         """How many requests its arrays hold."""
-        return len(next(iter(self.inputs.values())))
+        return count(self.inputs, self.served.instrumented.batch_axes)
 
 
 class Choice:

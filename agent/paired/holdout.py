@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from agent.batching import Axes, Tensors, cut
 from agent.intake.tensors import DTYPES, TensorSpec
 from agent.repository import digest
 
@@ -26,15 +27,27 @@ class Holdout:
     """Labelled requests."""
 
     inputs: dict[str, NDArray[Any]]
-    """By input name, each of shape (n, ...) and of the model's dtype."""
+    """By input name, each of the model's dtype, with n requests along its axis of requests."""
     labels: NDArray[np.int64]
     """Shape (n,)."""
+    axes: Axes
+    """Of each input, the axis of its requests."""
     digest: str
     """sha256 of the file."""
 
+    def rows(self, start: int, stop: int) -> Tensors:
+        """The inputs of the requests [start, stop)."""
+        return cut(self.inputs, self.axes, start, stop)
 
-def read_holdout(path: Path, specs: Sequence[TensorSpec], max_bytes: int) -> Holdout:
-    """The holdout in ``path``, for a model with the inputs ``specs``; at most ``max_bytes`` when unpacked.
+
+def read_holdout(path: Path, specs: Sequence[TensorSpec], axes: Axes, max_bytes: int) -> Holdout:
+    """Reads a holdout.
+
+    Args:
+        path: the file.
+        specs: the model's inputs.
+        axes: of each input, the axis of its requests, as in `agent.batching`.
+        max_bytes: most that the arrays may have together.
 
     Raises:
         HoldoutError: in every case of a file that does not fit.
@@ -50,8 +63,10 @@ def read_holdout(path: Path, specs: Sequence[TensorSpec], max_bytes: int) -> Hol
     unknown = sorted(set(arrays) - names - {LABELS})
     if unknown:
         raise HoldoutError(f"{path}: array {unknown[0]!r} is no input of the model; its inputs are {sorted(names)}")
-    inputs = {spec.name: _input(path, spec, arrays.get(spec.name), len(labels)) for spec in specs}
-    return Holdout(inputs, labels, digest(path))
+    inputs = {}
+    for spec in specs:
+        inputs[spec.name] = _input(path, spec, arrays.get(spec.name), axes.get(spec.name, 0), len(labels))
+    return Holdout(inputs, labels, axes, digest(path))
 
 
 def check_classes(path: Path, labels: NDArray[np.int64], classes: int) -> None:
@@ -87,14 +102,15 @@ def _labels(path: Path, arrays: dict[str, NDArray[Any]]) -> NDArray[np.int64]:
     return labels.astype(np.int64)
 
 
-def _input(path: Path, spec: TensorSpec, array: NDArray[Any] | None, count: int) -> NDArray[Any]:
+def _input(path: Path, spec: TensorSpec, array: NDArray[Any] | None, axis: int | None, count: int) -> NDArray[Any]:
     if array is None:
         raise HoldoutError(f"{path}: no array for the model's input {spec.name!r}")
-    if array.ndim == 0 or len(array) != count:
+    if axis is not None and (array.ndim <= axis or array.shape[axis] != count):
         raise HoldoutError(f"{path}: {spec.name!r} has shape {list(array.shape)}, but there are {count} labels")
     wanted = spec.shape
     fits = array.ndim == len(wanted) and all(
-        extent in (-1, found) for extent, found in zip(wanted[1:], array.shape[1:], strict=False)
+        place == axis or extent in (-1, found)
+        for place, (extent, found) in enumerate(zip(wanted, array.shape, strict=True))
     )
     if not fits:
         raise HoldoutError(f"{path}: {spec.name!r} has shape {list(array.shape)}, the model wants {list(wanted)}")

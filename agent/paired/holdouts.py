@@ -86,7 +86,9 @@ class Holdouts:
     def _measure(self, served: Served, path: Path, reference: Baseline | None) -> wire.Comparison | None:
         """The comparison; None where the agent is stopping."""
         entry = served.entry
-        holdout = read_holdout(path, served.metadata.inputs, self._settings.holdout_bytes)
+        holdout = read_holdout(
+            path, served.metadata.inputs, served.instrumented.batch_axes, self._settings.holdout_bytes
+        )
         template = Template("holdout", HOLDOUT_FILE, holdout.digest, served.replayer.provider)
         try:
             pairing = Pairing(served, reference, self._settings, template)
@@ -109,9 +111,8 @@ class Holdouts:
             for start in range(0, len(holdout.labels), step):
                 if self._stop.is_set():
                     return None
-                rows = slice(start, start + step)
-                inputs = {name: value[rows] for name, value in holdout.inputs.items()}
-                outcome = pairing.run(inputs, span, labels=holdout.labels[rows])
+                inputs = holdout.rows(start, start + step)
+                outcome = pairing.run(inputs, span, labels=holdout.labels[start : start + step])
                 if start == 0 and group == 0:
                     check_classes(path, holdout.labels, outcome.classes)
                 part = outcome.comparison

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from agent import wire
-from agent.instrument import InstrumentError, instrument, load
+from agent import batching, wire
+from agent.batching import Tensors
+from agent.instrument import InstrumentError, instrument, open_model
 from agent.instrument.whole import WholeGraph
 from agent.models import Served
 from agent.paired.baselines import Baseline
@@ -17,9 +18,9 @@ from agent.paired.errors import PairedError
 from agent.paired.groups import Group, plan
 from agent.paired.matching import Pair, Unmatched, compared_probes, match
 from agent.paired.settings import PairedSettings
-from agent.paired.side import Side, Tensors, first_rows, requests_of
+from agent.paired.side import Side
 from agent.paired.sums import Tolerance
-from agent.replay import ReplayError
+from agent.replay import ReplayError, output_types
 from agent.repository import digest
 
 _RUNS_PER_GROUP = 16
@@ -66,6 +67,7 @@ class Pairing:
             PairedError: one of the files cannot be used.
         """
         self._settings = settings
+        self._axes = served.instrumented.batch_axes
         self._fixed = served.replayer.batch_size
         self._elements = 0
         self._group = 0
@@ -76,16 +78,17 @@ class Pairing:
             self._served = Side(served.entry.path, served.digest, settings, cpu_only=False)
             graph = self._served.graph()
             self._outputs = graph.outputs
+            checksum = ""
             if baseline is None:
                 probes = compared_probes(served.instrumented.probes, graph.outputs)
                 self.pairs = tuple(Pair(probe, probe.tensor) for probe in probes if probe.tensor in graph.outputs)
                 self.unmatched: tuple[Unmatched, ...] = ()
                 self._baseline: Side | None = None
             else:
-                self._baseline, self.pairs, self.unmatched = _match(served, graph, baseline, settings)
+                self._baseline, checksum, self.pairs, self.unmatched = _match(served, graph, baseline, settings)
         except (InstrumentError, ReplayError, OSError) as error:
             raise PairedError("baseline_unusable", str(error)) from error
-        self.template = template or _template(served, baseline, self._baseline)
+        self.template = template or _template(served, baseline, checksum)
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -94,14 +97,14 @@ class Pairing:
 
     def prepare(self, inputs: Tensors) -> None:
         """Plans the groups for inputs of these shapes and opens the current group's sessions; raises PairedError."""
-        elements = sum(value.size for value in inputs.values()) // max(requests_of(inputs), 1)
+        elements = sum(value.size for value in inputs.values()) // max(batching.count(inputs, self._axes), 1)
         if self.groups and elements <= self._elements:
             return
         self._elements = elements
         pairs = self.pairs if self._baseline is not None else ()
         tensors = [*self._outputs, *(pair.probe.tensor for pair in pairs)]
         try:
-            sizes = self._served.sizes(list(dict.fromkeys(tensors)), inputs)
+            sizes = self._served.sizes(list(dict.fromkeys(tensors)), inputs, self._axes)
         except (InstrumentError, ReplayError, OSError) as error:
             raise PairedError("run_failed", str(error)) from error
         limit, batch = self._settings.fetch_bytes, self._settings.max_batch
@@ -155,19 +158,18 @@ class Pairing:
         """
         self.prepare(inputs)
         self._runs += 1
-        requests = requests_of(inputs)
+        requests = batching.count(inputs, self._axes)
         step = self._fixed or self.groups[self._group].requests
         blank = self.template.blank(span)
         total = blank
         misfits: dict[str, str] = {}
         classes = 0
         for start in range(0, requests, step):
-            rows = slice(start, start + step)
-            part = {name: value[rows] for name, value in inputs.items()}
-            served, baseline = self._run_both(part, min(step, requests - start))
+            stop = min(start + step, requests)
+            served, baseline = self._run_both(batching.cut(inputs, self._axes, start, stop), stop - start)
             if answers is not None:
-                baseline = {name: value[rows] for name, value in answers.items()}
-            batch = Batch(len(next(iter(part.values()))), served, baseline, None if labels is None else labels[rows])
+                baseline = {name: value[start:stop] for name, value in answers.items()}
+            batch = Batch(stop - start, served, baseline, None if labels is None else labels[start:stop])
             outcome = compare_batch(blank, self.pairs, self._outputs, batch, self._tolerance())
             total = wire.merge(total, outcome.comparison)
             misfits.update(outcome.misfits)
@@ -176,13 +178,19 @@ class Pairing:
 
     def _run_both(self, part: Tensors, requests: int) -> tuple[Tensors, Tensors | None]:
         if self._fixed is not None and requests < self._fixed:
-            part = {name: np.resize(value, (self._fixed, *value.shape[1:])) for name, value in part.items()}
+            part = batching.fill(part, self._axes, self._fixed)
         try:
             served = self._served.run(part)
             baseline = self._baseline.run(part) if self._baseline is not None else None
         except ReplayError as error:
             raise PairedError("run_failed", str(error)) from error
-        return first_rows(served, requests), None if baseline is None else first_rows(baseline, requests)
+        shown = None if baseline is None else self._without_filling(baseline, requests)
+        return self._without_filling(served, requests), shown
+
+    def _without_filling(self, values: Tensors, requests: int) -> Tensors:
+        if self._fixed is None:
+            return values
+        return {name: value[:requests] if value.ndim else value for name, value in values.items()}
 
     def _tolerance(self) -> Tolerance | None:
         return self._settings.tolerance if self.template.kind in ("cpu_provider", "served_response") else None
@@ -190,18 +198,20 @@ class Pairing:
 
 def _match(
     served: Served, graph: WholeGraph, baseline: Baseline, settings: PairedSettings
-) -> tuple[Side, tuple[Pair, ...], tuple[Unmatched, ...]]:
-    if baseline.path.stat().st_size > settings.model_bytes:
-        raise PairedError("baseline_unusable", f"{baseline.path} is larger than {settings.model_bytes} bytes")
-    checksum = served.digest if baseline.path == served.entry.path else digest(baseline.path)
+) -> tuple[Side, str, tuple[Pair, ...], tuple[Unmatched, ...]]:
+    same = baseline.path == served.entry.path
+    file = open_model(baseline.path)
+    size = sum(path.stat().st_size for path in (baseline.path, *file.external_files))
+    if size > settings.model_bytes:
+        raise PairedError("baseline_unusable", f"{baseline.path} has {size} bytes, more than {settings.model_bytes}")
+    checksum = served.digest if same else digest(baseline.path, file.external_files)
     side = Side(baseline.path, checksum, settings, cpu_only=baseline.cpu_only)
-    if baseline.path == served.entry.path:
+    if same:
         other, probes = graph, served.instrumented.probes
     else:
-        model = load(baseline.path)
-        other = WholeGraph(model)
+        other = WholeGraph(file)
         try:
-            probes = instrument(model).probes
+            probes = instrument(file, output_types).probes
         except InstrumentError:  # no rectifiers that it knows: tensors still match by their names
             probes = ()
     if set(other.inputs) != set(graph.inputs):
@@ -212,11 +222,11 @@ def _match(
     pairs, unmatched = match(served.instrumented.probes, graph, probes, other)
     if not pairs:
         raise PairedError("baseline_unusable", f"{baseline.path}: none of its tensors matches a probe")
-    return side, pairs, unmatched
+    return side, checksum, pairs, unmatched
 
 
-def _template(served: Served, baseline: Baseline | None, side: Side | None) -> Template:
+def _template(served: Served, baseline: Baseline | None, checksum: str) -> Template:
     provider = served.replayer.provider
-    if baseline is None or side is None:
+    if baseline is None:
         return Template("served_response", "response", "", provider)
-    return Template(baseline.kind, baseline.label, digest(baseline.path), provider)
+    return Template(baseline.kind, baseline.label, checksum, provider)

@@ -10,6 +10,7 @@ from typing import Any
 
 import structlog
 
+from agent.batching import Tensors
 from agent.intake.oip import OipError, parse_response
 from agent.metrics import AgentMetrics
 from agent.models import Served, be_nice
@@ -18,7 +19,6 @@ from agent.paired.choice import Choice, Task
 from agent.paired.errors import PairedError
 from agent.paired.pairing import Pairing
 from agent.paired.settings import PairedSettings
-from agent.paired.side import Tensors
 from agent.paired.windows import ComparisonWindows, Source
 from agent.sender import Sender
 from agent.wire import BaselineKind

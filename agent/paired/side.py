@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from numpy.typing import NDArray
-
-from agent.instrument import load
+from agent.batching import Axes, Tensors, count
+from agent.instrument import open_model
 from agent.instrument.whole import WholeGraph
 from agent.paired.errors import PairedError
 from agent.paired.settings import PairedSettings
 from agent.replay import FullSession
 from agent.repository import digest
-
-Tensors = Mapping[str, NDArray[Any]]
 
 
 class Side:
@@ -31,10 +27,11 @@ class Side:
         self._session: FullSession | None = None
 
     def graph(self) -> WholeGraph:
-        """The model as it is in the file; nothing of it is kept, so that its weights are in memory only once."""
-        if digest(self._path) != self._checksum:
+        """The model as it is in the file, but for its weights; nothing of it is kept."""
+        file = open_model(self._path)
+        if digest(self._path, file.external_files) != self._checksum:
             raise PairedError("served_changed", f"{self._path} is no longer the file that was loaded")
-        return WholeGraph(load(self._path))
+        return WholeGraph(file)
 
     def open(self, tensors: Sequence[str]) -> None:
         """A session for these tensors; the former one is given up first, to have one in memory at a time."""
@@ -46,30 +43,21 @@ class Side:
             cpu_only=self._cpu_only,
         )
 
-    def sizes(self, tensors: Sequence[str], inputs: Tensors) -> dict[str, int]:
+    def sizes(self, tensors: Sequence[str], inputs: Tensors, axes: Axes) -> dict[str, int]:
         """Bytes per request of each of the tensors, as far as it follows from the shapes of the inputs."""
+        requests = max(count(inputs, axes), 1)
         graph, shapes = self.graph(), {name: value.shape for name, value in inputs.items()}
-        known = graph.bytes_per_request(shapes)
+        known = graph.bytes_per_request(shapes, requests)
         unknown = [tensor for tensor in tensors if tensor not in known]
         if unknown:  # behind operators that onnx does not know, but onnxruntime does
             session = FullSession(graph.expose(unknown, shapes), threads=1, gpu_mem_limit=0, cpu_only=True)
             for tensor, shape in session.shapes.items():
                 if shape and -1 not in shape:
-                    known[tensor] = -(-4 * math.prod(shape) // max(requests_of(inputs), 1))
+                    known[tensor] = -(-4 * math.prod(shape) // requests)
         return {tensor: known[tensor] for tensor in tensors if tensor in known}
 
-    def run(self, inputs: Tensors) -> dict[str, NDArray[Any]]:
+    def run(self, inputs: Tensors) -> Tensors:
         """Values of the opened tensors; raises ReplayError."""
         if self._session is None:
             raise PairedError("internal", "no session is open")
-        return self._session.run(dict(inputs))
-
-
-def requests_of(inputs: Tensors) -> int:
-    """The extent of the first axis."""
-    return len(next(iter(inputs.values())))
-
-
-def first_rows(values: Tensors, requests: int) -> dict[str, NDArray[Any]]:
-    """Without the rows that fill up a fixed batch."""
-    return {name: value[:requests] if value.ndim else value for name, value in values.items()}
+        return self._session.run(inputs)

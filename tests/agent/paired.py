@@ -20,7 +20,7 @@ from agent.intake.tensors import TensorSpec
 from agent.models import Served
 from agent.paired.settings import PairedSettings
 from agent.paired.sums import Tolerance
-from agent.replay import Replayer
+from agent.replay import Replayer, output_types
 from agent.repository import Entry, digest
 
 CPU = "CPUExecutionProvider"
@@ -130,11 +130,11 @@ def serve(
     onnx.save(model, path)
     status = path.stat()
     entry = Entry(path.parent.parent.name, path.parent.name, path, (status.st_mtime_ns, status.st_size))
-    known = instrument(model).probes if probes is None else tuple(probes)
+    known = instrument(model, output_types).probes if probes is None else tuple(probes)
     return Served(
         entry,
         digest(path),
-        cast(Instrumented, SimpleNamespace(probes=known)),
+        cast(Instrumented, SimpleNamespace(probes=known, batch_axes={"image": 0})),
         cast(Replayer, SimpleNamespace(provider=provider, batch_size=batch_size)),
         ModelMetadata(entry.model, entry.version, True, (IMAGE,), (LOGITS,)),
     )

@@ -63,6 +63,20 @@ def test_the_same_content_written_again_is_no_deployment(tmp_path: Path) -> None
     assert len(announced) == 2
 
 
+def test_new_external_data_is_a_new_deployment(tmp_path: Path) -> None:
+    announced = Announced()
+    served = models(tmp_path, announced)
+    for seed in (0, 0, 1):
+        b = Builder(seed)
+        folder = tmp_path / "digits" / "1"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "weights").unlink(missing_ok=True)
+        made = b.model({"x": ["N", 64]}, {b.node("Relu", [b.gemm("x", "fc", 64, 64)], "relu"): 2})
+        onnx.save(made, folder / "model.onnx", save_as_external_data=True, size_threshold=64, location="weights")
+        served.refresh()
+    assert len(announced) == 2, "the model file is the same in all three, its weights in two"
+
+
 @pytest.mark.parametrize(
     ("content", "reason"),
     [(b"no model", "not an ONNX model"), (None, "no rectifier that can be probed")],

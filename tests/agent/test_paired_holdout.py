@@ -215,30 +215,30 @@ ZEROS = np.zeros(4, np.int64)
 def test_what_is_wrong_with_a_holdout_is_said(tmp_path: Path, arrays: dict[str, Any], message: str) -> None:
     path = save(tmp_path / "holdout.npz", **arrays)
     with pytest.raises(HoldoutError, match=message) as caught:
-        read_holdout(path, [IMAGE], 1 << 20)
+        read_holdout(path, [IMAGE], {}, 1 << 20)
     assert str(path) in str(caught.value)
 
 
 def test_a_file_that_is_no_holdout_or_too_large(tmp_path: Path) -> None:
     path = tmp_path / "holdout.npz"
     with pytest.raises(HoldoutError, match=r"not an \.npz file"):
-        read_holdout(path, [IMAGE], 1 << 20)
+        read_holdout(path, [IMAGE], {}, 1 << 20)
     path.write_bytes(b"PK nonsense")
     with pytest.raises(HoldoutError, match=r"not an \.npz file"):
-        read_holdout(path, [IMAGE], 1 << 20)
+        read_holdout(path, [IMAGE], {}, 1 << 20)
     np.savez_compressed(path, image=np.zeros((1000, 1, 8, 8), np.float32), labels=np.zeros(1000, int))
     assert path.stat().st_size < 10_000
     with pytest.raises(HoldoutError, match="bytes unpacked, more than 10000; use fewer examples or raise"):
-        read_holdout(path, [IMAGE], 10_000)
+        read_holdout(path, [IMAGE], {}, 10_000)
 
 
 def test_integers_and_texts(tmp_path: Path) -> None:
     path = save(tmp_path / "holdout.npz", tokens=np.ones((2, 5), np.int32), labels=np.array([1, 0], np.int8))
-    got = read_holdout(path, [TensorSpec("tokens", "INT64", (-1, -1))], 1 << 20)
+    got = read_holdout(path, [TensorSpec("tokens", "INT64", (-1, -1))], {}, 1 << 20)
     assert got.inputs["tokens"].dtype == np.int64
     assert got.labels.tolist() == [1, 0]
     with pytest.raises(HoldoutError, match="is BYTES, which cannot be held out"):
-        read_holdout(path, [TensorSpec("tokens", "BYTES", (-1, -1))], 1 << 20)
+        read_holdout(path, [TensorSpec("tokens", "BYTES", (-1, -1))], {}, 1 << 20)
 
 
 def test_labels_have_to_be_classes() -> None:

@@ -63,11 +63,68 @@ def test_an_int8_model_is_close_to_its_float_reference(tmp_path: Path, form: str
 
 
 @pytest.mark.parametrize("form", ["QDQ", "QOperator"])
+def test_the_probes_of_an_int8_model_find_the_rectifiers_of_its_reference(tmp_path: Path, form: str) -> None:
+    model = small_cnn()
+    served = served_in(tmp_path, quantized(tmp_path, model, form))
+    pairing = Pairing(served, put_reference(served, model), settings())
+    assert pairing.unmatched == ()
+    assert [pair.baseline_tensor for pair in pairing.pairs] == ["relu1_out", "relu2_out", "relu3_out", "fc2_out"]
+    got = pairing.run({"image": images(20)}, SPAN).comparison
+    assert all(wire.sqnr_db(item) > 20 for item in got.probes)
+
+
+@pytest.mark.parametrize("form", ["QDQ", "QOperator"])
+def test_two_int8_models_are_compared_as_their_readers_see_them(tmp_path: Path, form: str) -> None:
+    model = small_cnn()
+    served = served_in(tmp_path, quantized(tmp_path, model, form))
+    baseline = put_reference(served, quantized(tmp_path, permuted(model), form))
+    probes = by_name(Pairing(served, baseline, settings()).run({"image": images(20)}, SPAN).comparison)
+    first, _, third, _ = probes.values()
+    assert wire.cosine(first) < 0.95
+    assert wire.sqnr_db(third) > 20
+
+
+def test_tokens_are_compared_one_request_at_a_time(tmp_path: Path) -> None:
+    b = Builder()
+    rows = b.node("Reshape", ["tokens", "rows"], "flatten")
+    b.weights.append(onnx.numpy_helper.from_array(np.array([-1, 8], np.int64), "rows"))
+    x = b.node("Relu", [b.gemm(rows, "up", 8, 12)], "relu1")
+    model = b.model({"tokens": ["N", 5, 8]}, {x: 2})
+    served = served_in(tmp_path, model, instrument(model).probes)
+    pairing = Pairing(served, put_reference(served, model), settings())
+    tokens = np.random.default_rng(0).normal(size=(1, 5, 8)).astype(np.float32)
+    (item,) = pairing.run({"tokens": tokens}, SPAN).comparison.probes
+    assert (item.probe.name, item.n, item.elements) == ("relu1", 1, 5 * 12)
+    assert len(item.only_served_active) == 12
+
+
+def test_external_weights_are_read_from_beside_the_model(tmp_path: Path) -> None:
+    served = served_in(tmp_path, small_cnn())
+    path = served.entry.path.with_name("reference.onnx")
+    onnx.save(
+        permuted(small_cnn()),
+        path,
+        save_as_external_data=True,
+        location="reference.weights",
+        size_threshold=0,
+        convert_attribute=False,
+    )
+    baseline = reference_of(served.entry, False)
+    got = Pairing(served, baseline, settings()).run({"image": images(4)}, SPAN).comparison
+    assert got.top1_agree == 4
+    with pytest.raises(PairedError, match="bytes, more than"):
+        Pairing(served, baseline, settings(model_bytes=path.stat().st_size + 10))
+    path.with_name("reference.weights").unlink()
+    with pytest.raises(PairedError, match=r"reference\.weights: no such file"):
+        Pairing(served, baseline, settings())
+
+
+@pytest.mark.parametrize("form", ["QDQ", "QOperator"])
 def test_quantized_tensors_are_fetched_as_their_reader_sees_them(tmp_path: Path, form: str) -> None:
     model = quantized(tmp_path, small_cnn(), form)
     probe = quantized_probes(form)[0]
     exposed = WholeGraph(model).expose([probe.tensor])
-    session = ort.InferenceSession(exposed.model, providers=["CPUExecutionProvider"])
+    session = ort.InferenceSession(exposed.light.SerializeToString(), providers=["CPUExecutionProvider"])
     (values,) = session.run([exposed.outputs[probe.tensor]], {"image": images(4)})
     assert values.dtype == np.float32
     levels = np.unique(values)
@@ -81,14 +138,14 @@ def test_exposing_does_not_change_the_model(tmp_path: Path) -> None:
     before = model.SerializeToString(deterministic=True)
     graph = WholeGraph(model)
     graph.expose(["conv1_out_quantized", "fc2_out"])
-    graph.bytes_per_request({"image": (2, 1, 8, 8)})
+    graph.bytes_per_request({"image": (2, 1, 8, 8)}, 2)
     assert model.SerializeToString(deterministic=True) == before
     with pytest.raises(InstrumentError, match="no tensor 'nowhere'"):
         graph.expose(["nowhere"])
 
 
 def test_sizes_are_per_request() -> None:
-    sizes = WholeGraph(small_cnn()).bytes_per_request({"image": (3, 1, 8, 8)})
+    sizes = WholeGraph(small_cnn()).bytes_per_request({"image": (3, 1, 8, 8)}, 3)
     assert sizes["relu1_out"] == 4 * 8 * 8 * 4
     assert sizes["relu3_out"] == 5 * 4
 
@@ -227,7 +284,7 @@ def test_an_unusable_reference_is_named(tmp_path: Path, content: bytes | None, r
 
 def test_a_reference_above_the_limit_is_not_loaded(tmp_path: Path) -> None:
     served = served_in(tmp_path, small_cnn())
-    with pytest.raises(PairedError, match="is larger than 100 bytes"):
+    with pytest.raises(PairedError, match="bytes, more than 100"):
         Pairing(served, put_reference(served, small_cnn()), settings(model_bytes=100))
 
 
