@@ -10,6 +10,16 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_late
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 DROP_REASONS = ("queue_full", "inflight_bytes", "slow_body", "disconnected", "model_not_ready", "model_gone")
 """Why a request that may have been sampled is lost without anybody's fault in its content."""
+PAIRED_DROP_REASONS = (
+    "rate",
+    "queue_full",
+    "model_gone",
+    "join_full",
+    "join_duplicate",
+    "response_missing",
+    "request_missing",
+)
+"""Why a request that was chosen for comparison, or a response, is not compared, without anybody's fault."""
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
@@ -42,6 +52,41 @@ class AgentMetrics:
         self.model_info = self._gauge("model_info", "1 for each model version loaded.", "model", "version", "provider")
         for reason in DROP_REASONS:
             self.dropped_total.labels(reason)
+        self._add_paired()
+
+    def _add_paired(self) -> None:
+        """Series of paired replay."""
+        self.responses_total = self._counter("responses_total", "Responses that arrived for a known model.", "model")
+        self.paired_requests_total = self._counter(
+            "paired_requests_total", "Requests compared with a baseline.", "model", "version", "kind"
+        )
+        self.paired_mismatched_total = self._counter(
+            "paired_mismatched_total", "Compared requests with an output beyond tolerance.", "model", "version", "kind"
+        )
+        self.paired_dropped_total = self._counter(
+            "paired_dropped_total", "Requests and responses that could not be compared for want of room.", "reason"
+        )
+        self.paired_failed_total = self._counter(
+            "paired_failed_total", "Comparisons that failed, and why.", "model", "kind", "reason"
+        )
+        self.paired_unmatched_probes = self._gauge(
+            "paired_unmatched_probes", "Probes without a counterpart in the baseline.", "model", "kind"
+        )
+        self.paired_queue_bytes = self._gauge("paired_queue_bytes", "Bytes of requests that wait to be compared.")
+        self.paired_join_bytes = self._gauge(
+            "paired_join_bytes", "Bytes of requests and responses that wait for each other."
+        )
+        self.validation_accuracy = self._gauge(
+            "validation_accuracy", "Share of the labelled holdout that the served model gets right.", "model", "version"
+        )
+        self.quantized_accuracy_delta = self._gauge(
+            "quantized_accuracy_delta",
+            "Accuracy on the labelled holdout: served model minus reference model.",
+            "model",
+            "version",
+        )
+        for reason in PAIRED_DROP_REASONS:
+            self.paired_dropped_total.labels(reason)
 
     def start_model(self, model: str) -> None:
         """Let a model's request counters start at 0, so that the first increase is seen."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,12 +43,15 @@ class Models:
         *,
         threads: int,
         gpu_mem_limit: int,
+        on_refreshed: Callable[[Mapping[str, Served]], None] = lambda served: None,
     ) -> None:
+        """``on_refreshed`` is called after every look at the repository, in the thread that watches it."""
         self._root = root
         self._metrics = metrics
         self._on_deployment = on_deployment
         self._threads = threads
         self._gpu_mem_limit = gpu_mem_limit
+        self._on_refreshed = on_refreshed
         self._served: dict[str, Served] = {}
         self._refused: dict[str, Entry] = {}
         self._unreadable: str | None = None
@@ -89,6 +92,7 @@ class Models:
         for model in self._served.keys() - found.keys():
             self._forget(self._served.pop(model))
             log.info("model.removed", model=model)
+        self._on_refreshed(self._served)
 
     def watch(self, interval_seconds: float, stop: threading.Event) -> None:
         """Refreshes until stopped."""

@@ -13,6 +13,7 @@ from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidGraph, Inva
 
 from agent import batching
 from agent.instrument import Instrumented
+from agent.instrument.whole import Exposed
 from agent.pooled import Pooled
 
 _DATATYPES = {
@@ -107,6 +108,49 @@ def output_types(model: bytes) -> dict[str, tuple[str, list[int | str | None]]]:
     except Exception:  # onnxruntime's errors share no base class below Exception
         return {}
     return {value.name: (value.type, list(value.shape)) for value in session.get_outputs()}
+
+
+class FullSession:
+    """An onnxruntime session that fetches chosen tensors of a model whole: for comparing two models, in the agent."""
+
+    def __init__(self, exposed: Exposed, *, threads: int, gpu_mem_limit: int, cpu_only: bool = False) -> None:
+        """``cpu_only`` leaves the GPU aside; the rest is as for `Replayer`. Raises ReplayError."""
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.log_severity_level = 3
+        providers: list[Any] = ["CPUExecutionProvider"]
+        if not cpu_only and "CUDAExecutionProvider" in ort.get_available_providers():
+            providers.insert(0, ("CUDAExecutionProvider", {"gpu_mem_limit": str(gpu_mem_limit)}))
+        try:
+            with exposed.session_model() as model:
+                for key, value in model.config.items():
+                    options.add_session_config_entry(key, value)
+                self._session = ort.InferenceSession(model.source, options, providers=providers)
+        except Exception as error:  # onnxruntime's errors share no base class below Exception
+            raise ReplayError(f"onnxruntime cannot load the model: {error}") from error
+        self._outputs = exposed.outputs
+        self._fetched = list(dict.fromkeys(exposed.outputs.values()))
+
+    @property
+    def inputs(self) -> tuple[Port, ...]:
+        """What the session wants, in order."""
+        return tuple(_port(value) for value in self._session.get_inputs())
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of every exposed tensor as far as onnxruntime infers it, -1 for free extents."""
+        ports = {port.name: port.shape for port in map(_port, self._session.get_outputs())}
+        return {tensor: ports[output] for tensor, output in self._outputs.items()}
+
+    def run(self, inputs: batching.Tensors) -> batching.Tensors:
+        """The values of every exposed tensor, by its name in the original model; raises ReplayError."""
+        try:
+            values = dict(zip(self._fetched, self._session.run(self._fetched, inputs), strict=True))
+        except Exception as error:  # as above
+            raise ReplayError(f"onnxruntime cannot run the batch: {error}") from error
+        return {tensor: values[output] for tensor, output in self._outputs.items()}
 
 
 def stack(requests: Sequence[dict[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-import math
 import os
 import signal
 import socket
 import threading
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import click
 import structlog
 
-from agent.intake import http
+from agent.intake import http, server
 from agent.intake.oip import Limits
 from agent.intake.queue import ByteQueue, Captured
 from agent.logging import Format, configure
 from agent.metrics import AgentMetrics
-from agent.models import Models
+from agent.models import Models, Served
+from agent.options import Finite
 from agent.outbox import Outbox, OutboxError
+from agent.paired.holdouts import Holdouts
+from agent.paired.options import paired_options
+from agent.paired.runner import Paired
+from agent.paired.settings import PairedSettings
+from agent.paired.windows import ComparisonWindows
 from agent.sampling import Sampler
 from agent.sender import Sender
 from agent.supervise import supervised
@@ -35,16 +41,6 @@ _MIB = 1 << 20
 
 def _agent_id() -> str:
     return socket.gethostname()
-
-
-class Finite(click.FloatRange):
-    """A float range that refuses NaN and infinity too."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        number = float(super().convert(value, param, ctx))
-        if not math.isfinite(number):
-            self.fail(f"{value!r} is not a finite number", param, ctx)
-        return number
 
 
 def api_version(_context: click.Context, _option: click.Parameter, value: str | None) -> tuple[int, ...] | None:
@@ -102,6 +98,7 @@ def _spare_threads() -> int:
 @click.option("--compression", default="gzip", type=click.Choice(["gzip", "zstd", "none"]), help="Of Kafka messages.")
 @click.option("--kafka-api-version", callback=api_version, help="Such as 2.3; the broker is asked where not given.")
 @click.option("--in-flight-mib", default=32, type=click.IntRange(1), help="Memory for messages on their way to Kafka.")
+@paired_options
 @click.option("--log-format", default="console", type=click.Choice(["console", "json"]))
 def command(
     repository: Path,
@@ -127,6 +124,7 @@ def command(
     kafka_api_version: tuple[int, ...] | None,
     in_flight_mib: int,
     log_format: Format,
+    paired: PairedSettings,
 ) -> None:
     """Run the sidecar: sample mirrored requests, replay them, stream activation statistics to Kafka."""
     configure(log_format)
@@ -146,10 +144,27 @@ def command(
     metrics.effective_sample_ratio.set(sample_rate)
 
     sender = Sender(outbox, agent_id, max_message_kib * 1024)
-    models = Models(repository, metrics, sender.deployment, threads=threads, gpu_mem_limit=gpu_mem_limit_mib * _MIB)
-    accumulator = Accumulator(int(window_seconds * 1000), int(window_grace_seconds * 1000))
+    window_ms, grace_ms = int(window_seconds * 1000), int(window_grace_seconds * 1000)
+    gpu_mem_limit = gpu_mem_limit_mib * _MIB
+    bounds = replace(paired, max_batch=max_batch, limits=limits, threads=threads, gpu_mem_limit=gpu_mem_limit)
+    pairs = Paired(bounds, sample_rate, ComparisonWindows(window_ms, grace_ms), sender, metrics)
+    holdouts = Holdouts(bounds, sender, metrics, stop)
+
+    def refreshed(served: Mapping[str, Served]) -> None:
+        pairs.refresh(served)
+        holdouts.refresh(served)
+
+    models = Models(
+        repository,
+        metrics,
+        sender.deployment,
+        threads=threads,
+        gpu_mem_limit=gpu_mem_limit,
+        on_refreshed=refreshed,
+    )
+    accumulator = Accumulator(window_ms, grace_ms)
     settings = WorkerSettings(max_batch, duty_cycle, limits)
-    worker = Worker(settings, models, queue, accumulator, sender, metrics)
+    worker = Worker(settings, models, queue, accumulator, sender, metrics, on_parsed=pairs.choice.offer)
     publisher = Publisher(
         bootstrap_servers,
         topic,
@@ -163,12 +178,13 @@ def command(
     loops = [
         supervised("models", lambda event: models.watch(_REFRESH_SECONDS, event), stop),
         supervised("replay", worker.run, work_stop),
+        supervised("paired", pairs.run, work_stop),
     ]
     publishing = supervised("publisher", lambda event: publisher.run(outbox, event), publish_stop)
-    app = http.build_app(models, queue, Sampler(sample_rate), metrics, limits)
+    app = http.build_app(models, queue, Sampler(sample_rate), metrics, limits, on_response=pairs.choice.offer_response)
     log.info("agent.started", agent_id=agent_id, boot_epoch=outbox.boot_epoch, repository=str(repository))
     try:
-        http.serve(app, host, port, stop)
+        server.serve(app, host, port, stop)
     except OSError as error:
         raise click.ClickException(f"cannot listen on {host}:{port}: {error}") from error
     finally:

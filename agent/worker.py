@@ -49,8 +49,11 @@ class Worker:
         sender: Sender,
         metrics: AgentMetrics,
         clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+        on_parsed: Callable[[Served, Captured, Tensors], None] = lambda served, item, inputs: None,
     ) -> None:
+        """``on_parsed`` sees every request before it is replayed; it may not block and may not raise."""
         self._settings = settings
+        self._on_parsed = on_parsed
         self._models = models
         self._queue = queue
         self._accumulator = accumulator
@@ -88,6 +91,8 @@ class Worker:
             # Requests to the former version, still queued when the new one was swapped in.
             self._metrics.dropped_total.labels("model_gone").inc(len(group) - len(current))
             parsed = [(item, inputs) for item in current if (inputs := self._parse(item, served)) is not None]
+            for item, inputs in parsed:
+                self._on_parsed(served, item, inputs)
             for inputs, arrived_ms in batches(parsed, served.replayer.batch_size, self._settings.max_batch):
                 self._run_batch(served, inputs, arrived_ms)
 
