@@ -6,8 +6,10 @@ outputs first and untouched, so that a session on the result computes what the s
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from math import prod
 from pathlib import Path
 
 import onnx
@@ -15,11 +17,12 @@ from google.protobuf.message import DecodeError
 from onnx import TensorProto, helper
 
 from agent.instrument.graph import Graph, TensorType, subgraph_nodes
-from agent.instrument.pooling import PooledOutputs, Pooling
+from agent.instrument.pooling import Pooling
 from agent.instrument.rectifiers import exact_zero, reason_not_probed
+from agent.pooled import PooledOutputs
 from agent.wire import NotProbed, Probe, ProbeKind
 
-__all__ = ["InstrumentError", "Instrumented", "PooledOutputs", "instrument", "load"]
+__all__ = ["InstrumentError", "Instrumented", "PooledOutputs", "SessionModel", "instrument", "load"]
 
 _FLOATS = frozenset({TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16})
 _PIXELS = frozenset({TensorProto.UINT8, TensorProto.INT8})
@@ -27,6 +30,14 @@ _PIXELS = frozenset({TensorProto.UINT8, TensorProto.INT8})
 
 class InstrumentError(ValueError):
     """A file or model that cannot be observed, and why."""
+
+
+@dataclass(frozen=True, slots=True)
+class SessionModel:
+    """What a session is made of: the bytes or the path of a model, and session options that belong to it."""
+
+    source: bytes | str
+    config: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +51,30 @@ class Instrumented:
     """By probe name."""
     outputs: tuple[str, ...]
     """The original outputs, in order."""
+    batch_axes: Mapping[str, int | None]
+    """Of each input, the axis along which requests are stacked; None for one that all requests share."""
+    elements: Mapping[str, int | None]
+    """By probe name: elements of the probed tensor per request, None where an extent is free."""
+
+    @property
+    def weight_bytes(self) -> int:
+        """About how much memory one session takes for its weights."""
+        return self.model.ByteSize()
+
+    @contextmanager
+    def session_model(self) -> Iterator[SessionModel]:
+        """What a session is made of; good inside the block."""
+        yield SessionModel(self.model.SerializeToString())
+
+    def subset(self, names: Collection[str]) -> Instrumented:
+        """The same model with pooling for the named probes only, which keep their names and positions."""
+        unknown = set(names) - {probe.name for probe in self.probes}
+        if unknown:
+            raise ValueError(f"no such probes: {', '.join(sorted(unknown))}")
+        pooled = {name: outputs for name, outputs in self.pooled.items() if name in names}
+        kept = tuple(probe for probe in self.probes if probe.name in names)
+        model = _without_pooling(self.model, {name for one in pooled.values() for name in one.names}, self.outputs)
+        return replace(self, model=model, probes=kept, pooled=pooled)
 
 
 def load(path: Path) -> onnx.ModelProto:
@@ -93,7 +128,15 @@ def instrument(model: onnx.ModelProto) -> Instrumented:
         listing = "; ".join(f"{item.name} ({item.op}): {item.reason}" for item in not_probed)
         raise InstrumentError(f"the model has no rectifier that can be probed{': ' + listing if listing else ''}")
     outputs = tuple(value.name for value in model.graph.output)
-    return Instrumented(_rewrite(model, pooling), tuple(probes), tuple(not_probed), pooled, outputs)
+    return Instrumented(
+        _rewrite(model, pooling),
+        tuple(probes),
+        tuple(not_probed),
+        pooled,
+        outputs,
+        {value.name: 0 for value in graph.inputs},
+        {probe.name: _elements(graph.types[probe.tensor]) for probe in probes},
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +185,28 @@ def _obstacle(candidate: _Candidate, known: TensorType | None, axis: int | None)
     if axis == 0:
         return "its channels lie along the first axis, where requests are expected"
     return None
+
+
+def _elements(known: TensorType) -> int | None:
+    extents = [extent for extent in known.shape[1:] if extent is not None]
+    return prod(extents) if len(extents) == known.rank - 1 else None
+
+
+def _without_pooling(model: onnx.ModelProto, fetched: set[str], outputs: Collection[str]) -> onnx.ModelProto:
+    """The model without the added nodes that ``fetched`` does not need."""
+    needed, kept = set(fetched), []
+    for node in reversed(model.graph.node):
+        if not node.name.startswith("reluscope:") or needed.intersection(node.output):
+            kept.append(node)
+            needed.update(node.input)
+    clone = onnx.ModelProto()
+    clone.CopyFrom(model)
+    del clone.graph.node[:]
+    clone.graph.node.extend(reversed(kept))
+    for index in reversed(range(len(model.graph.output))):
+        if model.graph.output[index].name not in fetched | set(outputs):
+            del clone.graph.output[index]
+    return clone
 
 
 def _opset(model: onnx.ModelProto) -> int:

@@ -13,26 +13,15 @@ channels) is fetched as it is: each element is its own mean and maximum.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import onnx
 from onnx import TensorProto, helper
 
+from agent.pooled import PooledOutputs
+
 _POSITIVE_STEP = 1e30  # alpha of a HardSigmoid that is 1 for every float above 1e-30 and 0 at 0 and below
 _AXES_ARE_INPUT = 18  # opset from which ReduceMean and ReduceMax take their axes as an input
-
-
-@dataclass(frozen=True, slots=True)
-class PooledOutputs:
-    """Names of the added model outputs of one probe, each (requests, channels) float32.
-
-    A dense probe has one output: ``maximum`` equals ``mean`` and ``fraction`` is None.
-    """
-
-    mean: str
-    maximum: str
-    fraction: str | None
 
 
 class Pooling:
@@ -69,7 +58,7 @@ class Pooling:
                 self._reduce("ReduceMean", step, f"{tensor}:fraction", axes),
             ]
         self.outputs.extend(pooled)
-        return PooledOutputs(*pooled)
+        return PooledOutputs(pooled[0], pooled[1], pooled[2])
 
     def _reduce(self, op: str, source: str, name: str, axes: list[int]) -> str:
         if self._opset < _AXES_ARE_INPUT:

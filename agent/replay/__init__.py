@@ -1,0 +1,18 @@
+"""Runs batches of sampled requests through models. The only package that knows onnxruntime."""
+
+from __future__ import annotations
+
+from agent.replay.errors import DeviceError, OutOfMemory, ReplayError
+from agent.replay.providers import Device, Provider, resolve
+from agent.replay.session import Port, Replayer
+
+__all__ = [
+    "Device",
+    "DeviceError",
+    "OutOfMemory",
+    "Port",
+    "Provider",
+    "ReplayError",
+    "Replayer",
+    "resolve",
+]
