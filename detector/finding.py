@@ -9,6 +9,8 @@ from typing import Any, Literal
 from agent.wire import BaselineKind
 
 Test = Literal["dead", "drift", "explosion", "quantization", "hardware", "response"]
+PAIRED: tuple[Test, ...] = ("quantization", "hardware", "response")
+"""Tests of the same requests on two sides."""
 Cause = Literal[
     "input_shift",
     "dead_neurons",

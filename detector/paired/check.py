@@ -56,7 +56,13 @@ def judge(found: Sequence[Group], output: Probe, settings: PairedSettings) -> li
             models = references if group.total.kind == "holdout" else [group.total.baseline]
             previous = bool(models) and not any(name.endswith(".onnx") for name in models)
             cause: Cause = "model_change" if previous else "quantization_fault"
-            verdicts += quantization(group, cause, output, settings)
+            # The holdout's layers behind the first one say again what the requests' said.
+            told = {one.finding.layer for one in verdicts if one.finding.test == "quantization"}
+            verdicts += [
+                one
+                for one in quantization(group, cause, output, settings)
+                if one.finding.origin or one.finding.layer not in told
+            ]
         elif group.total.kind == "cpu_provider":
             verdicts += mismatch(group, "hardware", output, settings)
         else:

@@ -26,9 +26,11 @@ def mismatch(group: Group, test: Test, output: Probe, settings: PairedSettings) 
     bad = [agent for agent in agents if agent.bad]
     if not bad:
         return []
-    agreeing = _agreeing(agents, settings.paired_level)
-    # Where every agent differs from what was served, it is not the hardware of one of them.
-    cause: Cause = "model_change" if test == "response" and not agreeing else "hardware_mismatch"
+    others = [agent for agent in agents if not agent.bad and agent.n]
+    # Where no agent is proven to give what was served, it is not the hardware of one of them.
+    alone = _differs(bad, others, settings.paired_level)
+    cause: Cause = "model_change" if test == "response" and not alone else "hardware_mismatch"
+    compare = words.others_sentence(len(others), sum(one.k for one in others), sum(one.n for one in others))
     origins: dict[str, tuple[Probe, list[_Agent]]] = {}
     for agent in bad:
         first = _first_mismatch(agent.of.total, output, settings)
@@ -40,13 +42,13 @@ def mismatch(group: Group, test: Test, output: Probe, settings: PairedSettings) 
     verdicts = []
     for first, concerned in origins.values():
         whole = joined([member for agent in concerned for member in agent.of.members])
-        sentence = words.mismatch_sentence(first.name, whole.total, [one.name for one in concerned], agreeing)
+        sentence = words.mismatch_sentence(first.name, whole.total, [one.name for one in concerned]) + compare
         sentence += f": {words.NOT_THE_FILE}" if cause == "model_change" else ""
         k, n = whole.total.mismatched, whole.total.n
         finding = finding_of(
             first, test, cause, whole, sentence, statistic=float(k), effect=k / n, n=n, origin=True,
             p_value=min(one.p_value for one in concerned),
-            details={"mismatched": k, "by_agent": table, "agreeing": agreeing},
+            details={"mismatched": k, "by_agent": table, "others": len(others), "others_differ": alone},
         )  # fmt: skip
         verdicts.append(Verdict(finding, whole.members))
     return verdicts
@@ -81,15 +83,11 @@ def _agents(group: Group, settings: PairedSettings) -> list[_Agent]:
     ]
 
 
-def _agreeing(agents: Sequence[_Agent], level: float) -> int:
-    """How many others there are, if together they are proven to mismatch less often than the bad ones; else 0.
-
-    A few clean requests prove nothing.
-    """
-    bad, others = [a for a in agents if a.bad], [a for a in agents if not a.bad and a.n]
+def _differs(bad: Sequence[_Agent], others: Sequence[_Agent], level: float) -> bool:
+    """Whether the others together are proven to mismatch less often: a few clean requests prove nothing."""
     lower, _ = statistics.bounds(sum(agent.k for agent in bad), sum(agent.n for agent in bad), level)
     _, upper = statistics.bounds(sum(agent.k for agent in others), sum(agent.n for agent in others), level)
-    return len(others) if upper < lower else 0
+    return upper < lower
 
 
 def _first_mismatch(total: Comparison, output: Probe, settings: PairedSettings) -> Probe:

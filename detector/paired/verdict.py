@@ -51,7 +51,7 @@ def finding_of(
         alert=alert,
         details={
             "kind": total.kind, "baseline": total.baseline, "baseline_digest": total.baseline_digest,
-            "provider": total.provider, "agents": list(group.agents), **details,
+            "against": words.baseline(total), "provider": total.provider, "agents": list(group.agents), **details,
         },
         **numbers,
     )  # fmt: skip

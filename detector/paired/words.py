@@ -56,17 +56,17 @@ def accuracy(total: Comparison, p_value: float) -> str:
     )
 
 
-def mismatch_sentence(layer: str, total: Comparison, agents: Sequence[str], agreeing: int) -> str:
-    """Which agents' outputs differ from the baseline beyond tolerance, and whether others' do not."""
+def mismatch_sentence(layer: str, total: Comparison, agents: Sequence[str]) -> str:
+    """Which agents' outputs differ from the baseline beyond tolerance."""
     named = ", ".join(agents[:NAMED]) + (f" and {len(agents) - NAMED} more" if len(agents) > NAMED else "")
     where = f"{named} ({total.provider})" if total.provider else named
-    text = (
-        f"{layer}: on {where} {total.mismatched} of {_requests(total.n)} differ from {baseline(total)} beyond tolerance"
-    )
-    text += ", first at this layer"
-    if agreeing:
-        text += f"; {agreeing} other agent agrees" if agreeing == 1 else f"; {agreeing} other agents agree"
-    return text
+    text = f"{layer}: on {where} {total.mismatched} of {_requests(total.n)} differ from {baseline(total)}"
+    return f"{text} beyond tolerance, first at this layer"
+
+
+def others_sentence(agents: int, mismatched: int, n: int) -> str:
+    """The agents that are not concerned, to compare with."""
+    return f"; on {agents} other agent{'' if agents == 1 else 's'} {mismatched} of {n}" if agents else ""
 
 
 def of_channel(channel: int, served: int, baseline: int, n: int, p_value: float) -> ChannelEvidence:

@@ -150,7 +150,7 @@ def test_one_bad_gpu_is_found_in_a_fleet_and_named_with_its_first_layer() -> Non
     (finding,) = find(*fleet, gpu("pod-x", 14, first=2))
     assert finding.summary == (
         "conv2: on pod-x (CUDAExecutionProvider) 14 of 200 requests differ from CPUExecutionProvider beyond tolerance, "
-        "first at this layer; 20 other agents agree"
+        "first at this layer; on 20 other agents 0 of 4000"
     )
     assert (finding.test, finding.cause, finding.alert) == (
         "hardware",
@@ -191,7 +191,8 @@ def test_responses_that_only_some_agents_fail_to_reproduce_are_the_hardware() ->
         "ReluscopeHardwareMismatch",
     )
     assert finding.summary.endswith(
-        "differ from the served response beyond tolerance, first at this layer; 1 other agent agrees"
+        "60 of 200 requests differ from the served response beyond tolerance, first at this layer; "
+        "on 1 other agent 0 of 200"
     )
 
 
@@ -199,7 +200,7 @@ def test_responses_that_only_some_agents_fail_to_reproduce_are_the_hardware() ->
 def test_responses_that_no_agent_is_proven_to_reproduce_are_another_model(others: list[tuple[str, int, int]]) -> None:
     found = find(gpu("pod-x", 195, kind="served_response"), *(gpu(*one, kind="served_response") for one in others))
     assert [(f.cause, f.alert) for f in found] == [("model_change", "ReluscopeServedModelMismatch")]
-    assert found[0].summary.endswith("first at this layer: the served model is not the file on disk")
+    assert found[0].summary.endswith(": the served model is not the file on disk")
 
 
 def test_many_agents_are_named_in_part() -> None:
