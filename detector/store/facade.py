@@ -13,7 +13,7 @@ from agent.summary import Summary
 from agent.wire import Envelope, Probe
 from detector.finding import Check
 from detector.runbooks import Runbook
-from detector.store import alerts, checks, comparisons, ingest, partitions, reading, references, versions
+from detector.store import alerts, checks, comparison_reading, ingest, partitions, reading, references, versions
 from detector.store.database import Database
 from detector.store.types import (
     AgentComparison,
@@ -114,7 +114,7 @@ class Store:
         """Per agent and baseline, summed over the windows inside [since, until]; of a holdout the newest run before
         ``until``, however old. Without counts by channel."""
         with self._database.begin() as connection:
-            return comparisons.read(connection, version_id, since, until)
+            return comparison_reading.read(connection, version_id, since, until)
 
     def channel_activity(
         self, of: Sequence[AgentComparison], layer: str
@@ -124,7 +124,7 @@ class Store:
         Shape (channels,); empty where the layer has no counts by channel.
         """
         with self._database.begin() as connection:
-            return comparisons.channel_activity(connection, of, layer)
+            return comparison_reading.channel_activity(connection, of, layer)
 
     # References
 
