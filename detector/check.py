@@ -87,7 +87,8 @@ def run_all(
     """Checks every version that serves and stores the result, except those that another process is checking.
 
     A version serves if it has recent windows and no agent has deployed another in its place: a superseded version's
-    last windows would repeat their verdict for as long as they count as recent.
+    last windows would repeat their verdict for as long as they count as recent. ``paired`` are the limits for
+    comparisons with a baseline, which are judged also where there is no reference yet.
 
     One version's failure does not keep the others from being checked: all failures are raised together at the end,
     as an ExceptionGroup.
