@@ -56,7 +56,7 @@ def judge(found: Sequence[Group], output: Probe, settings: PairedSettings) -> li
             models = references if group.total.kind == "holdout" else [group.total.baseline]
             previous = bool(models) and not any(name.endswith(".onnx") for name in models)
             cause: Cause = "model_change" if previous else "quantization_fault"
-            # The holdout's layers behind the first one say again what the requests' said.
+            # Requests and holdout lose the same layers: behind the origin, each is told once.
             told = {one.finding.layer for one in verdicts if one.finding.test == "quantization"}
             verdicts += [
                 one
