@@ -1,11 +1,12 @@
 """Architectures that are really served, for benchmarks: He-initialised, seeded, batch normalisation folded.
 
-The weights are random, so that a model of any size is made in seconds and nothing is downloaded: the cost of a graph does
-not depend on the values of its weights. The batch axis is free.
+The weights are random, so that a model of any size is made in seconds and nothing is downloaded: what a graph costs
+does not depend on the values of its weights. The batch axis is free.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import numpy as np
@@ -38,7 +39,7 @@ class _FastBuilder(Builder):
         return name
 
     def scalar(self, name: str, value: float) -> str:
-        self.weights.append(numpy_helper.from_array(np.float32(value), name))
+        self.weights.append(numpy_helper.from_array(np.array(value, np.float32), name))
         return name
 
 
@@ -85,7 +86,7 @@ def mlp(seed: int = 0) -> onnx.ModelProto:
     """Dense 784 → 2048 → 2048 → 1024 → 10 with ReLU; input (N, 784)."""
     b = _FastBuilder(seed)
     x, widths = "features", (784, 2048, 2048, 1024)
-    for layer, (cin, cout) in enumerate(zip(widths, widths[1:], strict=False)):
+    for layer, (cin, cout) in enumerate(itertools.pairwise(widths)):
         x = b.node("Relu", [b.gemm(x, f"fc{layer}", cin, cout)], f"relu{layer}")
     return b.model({"features": ["N", widths[0]]}, {b.gemm(x, "head", widths[-1], 10): 2})
 

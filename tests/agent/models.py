@@ -27,9 +27,7 @@ class Builder:
         self.weights.append(numpy_helper.from_array(values, name))
         return name
 
-    def conv(
-        self, x: str, name: str, cin: int, cout: int, kernel: int = 3, stride: int = 1, *, groups: int = 1
-    ) -> str:
+    def conv(self, x: str, name: str, cin: int, cout: int, kernel: int = 3, stride: int = 1, *, groups: int = 1) -> str:
         fan_in = cin // groups * kernel * kernel
         weight = self.weight(f"{name}_w", cout, cin // groups, kernel, kernel, fan_in=fan_in)
         bias = self.weight(f"{name}_b", cout, fan_in=200)
