@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,19 +56,28 @@ class KernelTimes:
     """Milliseconds of one run by operator: of what instrumentation added, and of the model itself."""
 
     pooling: dict[str, float]
-    model: dict[str, float]
+    own: dict[str, float]
 
 
-def kernel_times(model: Path, device: Device, inputs: Feeds, runs: int) -> KernelTimes:
-    """Sums onnxruntime's own kernel timings, each node's fastest of ``runs``: nearly free of the machine's noise."""
+def kernel_times(models: Sequence[Path], device: Device, inputs: Feeds, runs: int) -> list[KernelTimes]:
+    """Sums onnxruntime's own kernel timings, each node's fastest of ``runs``; the models take turns.
+
+    Far less noisy than the time of whole runs, but without what onnxruntime spends between kernels.
+    """
     with tempfile.TemporaryDirectory() as folder:
-        options = device.options()
-        options.enable_profiling = True
-        options.profile_file_prefix = f"{folder}/profile"
-        session = device.session(model, options)
+        sessions = []
+        for place, model in enumerate(models):
+            options = device.options()
+            options.enable_profiling = True
+            options.profile_file_prefix = f"{folder}/{place}"
+            sessions.append(device.session(model, options))
         for _ in range(runs + 1):
-            session.run(None, inputs)
-        events = json.loads(Path(session.end_profiling()).read_text())
+            for session in sessions:
+                session.run(None, inputs)
+        return [_sums(json.loads(Path(session.end_profiling()).read_text())) for session in sessions]
+
+
+def _sums(events: list[dict[str, Any]]) -> KernelTimes:
     warm = next(event["ts"] + event["dur"] for event in events if event["name"] == "model_run")
     fastest: dict[tuple[bool, str, str], float] = {}
     for event in events:
@@ -79,8 +89,8 @@ def kernel_times(model: Path, device: Device, inputs: Feeds, runs: int) -> Kerne
     sums: tuple[dict[str, float], dict[str, float]] = (defaultdict(float), defaultdict(float))
     for (ours, op, _), duration in fastest.items():
         sums[ours][op] += duration / 1000
-    return KernelTimes(pooling=_largest_first(sums[True]), model=_largest_first(sums[False]))
+    return KernelTimes(pooling=_largest_first(sums[True]), own=_largest_first(sums[False]))
 
 
 def _largest_first(times: dict[str, float]) -> dict[str, float]:
-    return dict(sorted(times.items(), key=lambda item: -item[1]))
+    return {op: round(ms, 3) for op, ms in sorted(times.items(), key=lambda item: -item[1])}

@@ -57,13 +57,13 @@ def profile_table(cells: list[Cell]) -> str:
     """Kernel milliseconds of each model: alone, instrumented without and with pooling, then pooling by operator."""
     lines = []
     for cell in cells:
-        plain, model, pooling = (sum(cell[part].values()) for part in ("plain", "model", "pooling"))
+        plain, own, pooling = (sum(cell[part].values()) for part in ("plain_ms", "own_ms", "pooling_ms"))
         lines.append(
             f"{cell['model']}, batch {cell['batch']}, {cell['provider']}: plain {plain:.2f} ms, "
-            f"instrumented {model:.2f} + pooling {pooling:.2f} ms, pooling/plain {pooling / plain:.1%}, "
-            f"total/plain {(model + pooling) / plain:.3f}"
+            f"instrumented {own:.2f} + pooling {pooling:.2f} ms, pooling/plain {pooling / plain:.1%}, "
+            f"total/plain {(own + pooling) / plain:.3f}"
         )
-        lines += [f"    {op:<24}{ms:>9.2f} ms{ms / plain:>8.1%}" for op, ms in cell["pooling"].items()]
+        lines += [f"    {op:<24}{ms:>9.2f} ms{ms / plain:>8.1%}" for op, ms in cell["pooling_ms"].items()]
     return "\n".join(lines)
 
 
