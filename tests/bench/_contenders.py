@@ -32,10 +32,11 @@ RECTIFIERS = ("Relu", "Clip")
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One model of the zoo as files, what is known of it, and the device that it runs on."""
+    """One model of the zoo as files, what is known of it, the device that it runs on and the batch size."""
 
     folder: Path
     device: Device
+    batch: int
     inputs: dict[str, list[int]]
     """Shape of one request by input."""
     outputs: tuple[str, ...]
@@ -69,11 +70,11 @@ def prepare(name: str, folder: Path) -> None:
     onnx.save(model, folder / "activations.onnx")
 
 
-def open_case(folder: Path, device: Device) -> Case:
+def open_case(folder: Path, device: Device, batch: int) -> Case:
     """What `prepare` wrote."""
     facts = json.loads((folder / "facts.json").read_text())
     facts["outputs"] = tuple(facts["outputs"])
-    return Case(folder, device, **facts)
+    return Case(folder, device, batch, **facts)
 
 
 def _bytes_per_request(model: onnx.ModelProto) -> dict[str, int]:
@@ -187,9 +188,9 @@ class Contender:
     everything: bool = False
     """It holds every tensor of the model, not only the probed ones."""
 
-    def held_bytes(self, case: Case, batch: int) -> int:
+    def held_bytes(self, case: Case) -> int:
         """Estimate of what it holds beside a plain session."""
-        return self.copies * batch * (case.tensor_bytes if self.everything else case.probed_bytes)
+        return self.copies * case.batch * (case.tensor_bytes if self.everything else case.probed_bytes)
 
 
 CONTENDERS = {

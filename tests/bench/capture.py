@@ -57,7 +57,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def run_child(name: str, folder: Path, device: Device, batch: int) -> None:
     """One contender alone in this process: prints its peak memory and bytes as JSON."""
-    case = open_case(folder, device)
+    case = open_case(folder, device, batch)
     inputs = feeds(case.inputs, batch, 0)
     once = CONTENDERS[name].make(case)
     given_out = max(once(inputs) for _ in range(CHILD_RUNS))
@@ -87,11 +87,11 @@ def alone(name: str, folder: Path, device: Device, batch: int) -> dict[str, int]
 
 def measure(folder: Path, device: Device, batch: int, options: argparse.Namespace) -> dict[str, Any]:
     """All figures of one cell, by contender; ``not_run`` holds the reason where one was left out."""
-    case = open_case(folder, device)
+    case = open_case(folder, device, batch)
     figures: dict[str, Any] = {}
     admitted = []
     for name, contender in CONTENDERS.items():
-        gib = contender.held_bytes(case, batch) / 2**30
+        gib = contender.held_bytes(case) / 2**30
         if gib > options.memory_gib:
             figures[name] = {"not_run": f"would hold {gib:.1f} GiB of activations"}
         else:
@@ -110,7 +110,7 @@ def measure(folder: Path, device: Device, batch: int, options: argparse.Namespac
 
 def profile(folder: Path, device: Device, batch: int) -> dict[str, Any]:
     """Kernel milliseconds of the plain and of the instrumented model, the latter's split in its own and pooling."""
-    case = open_case(folder, device)
+    case = open_case(folder, device, batch)
     inputs = feeds(case.inputs, batch, 0)
     before, after = kernel_times([case.path("plain"), case.path("instrumented")], device, inputs, runs=8)
     return {"plain_ms": before.own, "own_ms": after.own, "pooling_ms": after.pooling}
