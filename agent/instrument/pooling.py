@@ -61,23 +61,25 @@ class Pooling:
         """``requests_from`` is a tensor whose first axis are the requests, needed to fold tokens."""
         self.initializers: list[onnx.TensorProto] = []
         self.outputs: list[str] = []
-        self._groups: list[list[onnx.NodeProto]] = []
+        self._visits: list[list[onnx.NodeProto]] = []
+        self._steps: list[onnx.NodeProto] = []
         self._opset = opset
         self._requests_from = requests_from
         self._prefix = prefix
 
     @property
     def nodes(self) -> list[onnx.NodeProto]:
-        """All nodes, those of the last tensor pooled first.
+        """All nodes, those that should run last first.
 
         onnxruntime schedules a graph from its last leaf backwards. In this order it pools each activation as soon as it
-        is there; in the other, all activations would be kept until the model is through.
+        is there; in the other, all activations would be kept until the model is through. The step of a layer comes
+        behind the pooling of the next: by then its reader has run, and the step may overwrite the activation.
         """
-        return [node for group in reversed(self._groups) for node in group]
+        return [node for visit in reversed([*self._visits, self._steps]) for node in visit]
 
     def add(self, source: Source) -> PooledOutputs:
         """Pools a tensor over every axis but those of requests and channels."""
-        self._groups.append([])
+        self._visits.append([])
         tensor, axis, rank = source.tensor, source.layout.channels, source.rank
         how = source.quantization
         if how is not None:
@@ -92,15 +94,19 @@ class Pooling:
         if rank == 2:
             self.outputs.append(tensor if how is None else self._scaled(tensor, how))
             return PooledOutputs(self.outputs[-1], self.outputs[-1], None)
-        step = self._node("HardSigmoid", tensor, f"{tensor}:positive", alpha=_POSITIVE_STEP, beta=0.0)
-        if source.blocked is not None:
-            mean, maximum, fraction = self._over_blocks(tensor, step, source.blocked)
-        elif axis == 1:
-            mean, maximum, fraction = self._over_space(tensor, step)
-        else:
-            mean, maximum, fraction = self._over_axes(tensor, step, [i for i in range(1, rank) if i != axis])
+        over = [other for other in range(1, rank) if other != axis]
+        mean = self._pooled("Average", tensor, f"{tensor}:mean", over, source.blocked)
+        maximum = self._pooled("Max", tensor, f"{tensor}:maximum", over, source.blocked)
         if how is not None:
             mean, maximum = self._scaled(mean, how), self._scaled(maximum, how)
+        early = len(self._visits[-1])
+        step = self._node("HardSigmoid", tensor, f"{tensor}:positive", alpha=_POSITIVE_STEP, beta=0.0)
+        fraction = self._pooled("Average", step, f"{tensor}:fraction", over, source.blocked)
+        delayed, self._steps = self._steps, []
+        if tensor == source.tensor:
+            self._steps = self._visits[-1][early:]
+            del self._visits[-1][early:]
+        self._visits.append(delayed)
         self.outputs += [mean, maximum, fraction]
         return PooledOutputs(mean, maximum, fraction)
 
@@ -127,26 +133,16 @@ class Pooling:
         target = self._node("Concat", requests, f"{tensor}:target", rest, width, axis=0)
         return self._node("Reshape", tensor, f"{tensor}:folded", target)
 
-    def _over_space(self, tensor: str, step: str) -> list[str]:
-        return [
-            self._node("Flatten", self._node(op, source, f"{tensor}:{what}:pooled"), f"{tensor}:{what}", axis=1)
-            for op, source, what in _poolings(tensor, step)
-        ]
-
-    def _over_blocks(self, tensor: str, step: str, channels: int) -> list[str]:
-        names = []
-        for op, source, what in _poolings(tensor, step):
-            small = self._node(op, source, f"{tensor}:{what}:pooled", domain=BLOCKED)
-            plain = self._node("ReorderOutput", small, f"{tensor}:{what}:plain", domain=BLOCKED, channels=channels)
-            names.append(self._node("Flatten", plain, f"{tensor}:{what}", axis=1))
-        return names
-
-    def _over_axes(self, tensor: str, step: str, axes: list[int]) -> list[str]:
-        return [
-            self._reduce("ReduceMean", tensor, f"{tensor}:mean", axes),
-            self._reduce("ReduceMax", tensor, f"{tensor}:maximum", axes),
-            self._reduce("ReduceMean", step, f"{tensor}:fraction", axes),
-        ]
+    def _pooled(self, what: str, source: str, name: str, over: list[int], blocked: int | None) -> str:
+        """The average or maximum over axes; onnxruntime's pooling where these are all behind the second."""
+        if over[0] == 1:
+            return self._reduce("ReduceMean" if what == "Average" else "ReduceMax", source, name, over)
+        if blocked is None:
+            small = self._node(f"Global{what}Pool", source, f"{name}:pooled")
+        else:
+            small = self._node(f"Global{what}Pool", source, f"{name}:blocks", domain=BLOCKED)
+            small = self._node("ReorderOutput", small, f"{name}:pooled", domain=BLOCKED, channels=blocked)
+        return self._node("Flatten", small, name, axis=1)
 
     def _reduce(self, op: str, source: str, name: str, axes: list[int]) -> str:
         if self._opset < _AXES_ARE_INPUT:
@@ -161,16 +157,8 @@ class Pooling:
     def _node(self, op: str, source: str, name: str, *more: str, domain: str | None = None, **attributes: Any) -> str:
         output = self._full(name)
         node = helper.make_node(op, [source, *more], [output], name=output, domain=domain, **attributes)
-        self._groups[-1].append(node)
+        self._visits[-1].append(node)
         return output
 
     def _full(self, name: str) -> str:
         return name if name.startswith(self._prefix) else f"{self._prefix}{name}"
-
-
-def _poolings(tensor: str, step: str) -> list[tuple[str, str, str]]:
-    return [
-        ("GlobalAveragePool", tensor, "mean"),
-        ("GlobalMaxPool", tensor, "maximum"),
-        ("GlobalAveragePool", step, "fraction"),
-    ]

@@ -10,10 +10,10 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import onnx
 import onnxruntime as ort
@@ -25,8 +25,9 @@ from agent import replay
 from agent.capture.calibration import calibrate
 from agent.capture.engine import Engine
 from agent.capture.settings import CaptureSettings
-from agent.instrument import instrument
-from agent.replay import Replayer
+from agent.instrument import instrument, open_model
+from agent.pooled import Pooled
+from agent.replay import Replayer, output_types
 from tests.bench._sessions import Device, Feeds, feeds
 from tests.zoo import ZOO
 
@@ -118,8 +119,9 @@ def plain(case: Case) -> Once:
 
 
 def every_probe(case: Case) -> Once:
-    """The instrumented model, every probe in every batch."""
-    return _run_only(case, "instrumented")
+    """The agent's own session on the instrumented model, every probe in every batch."""
+    replayer = Replayer.on(_device(case), instrument(open_model(case.path("plain")), output_types))
+    return lambda inputs: _nbytes(replayer.run(inputs))
 
 
 def _run_only(case: Case, model: str) -> Once:
@@ -160,9 +162,8 @@ class _Deaf:
 
 def within_budget(case: Case) -> Once:
     """The agent's own engine: groups of probes in turn, as many as its timing at load finds to keep the budget."""
-    observed = instrument(onnx.load(case.path("plain")))
-    provider: Literal["cpu", "cuda"] = "cpu" if case.device.provider == "CPUExecutionProvider" else "cuda"
-    device = replay.Device(case.device.threads, GPU_MEMORY, provider)
+    observed = instrument(open_model(case.path("plain")), output_types)
+    device = _device(case)
     settings = CaptureSettings(device, max_batch=case.batch, overhead_budget=BUDGET)
     found = calibrate(observed, settings, lambda part: Replayer.on(device, part), stopped=lambda: False)
     engine = Engine(observed, found.groups, settings, _Deaf())
@@ -170,11 +171,21 @@ def within_budget(case: Case) -> Once:
     for _ in range(3 * engine.groups):
         engine.run(feeds(case.inputs, case.batch, 0))
 
-    def once(inputs: Feeds) -> int:
-        pooled = engine.run(inputs)
-        return sum(array.nbytes for one in pooled.values() for array in (one.mean, one.maximum, one.fraction))
+    return lambda inputs: _nbytes(engine.run(inputs))
 
-    return once
+
+def _device(case: Case) -> replay.Device:
+    return replay.Device(
+        case.device.threads, GPU_MEMORY, "cpu" if case.device.provider == "CPUExecutionProvider" else "cuda"
+    )
+
+
+def _nbytes(pooled: Mapping[str, Pooled]) -> int:
+    """Bytes of what was fetched: a dense activation is its own mean and maximum, and tells its fraction."""
+    return sum(
+        one.mean.nbytes if one.maximum is one.mean else one.mean.nbytes + one.maximum.nbytes + one.fraction.nbytes
+        for one in pooled.values()
+    )
 
 
 class _Reader(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no types
