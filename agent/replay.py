@@ -139,6 +139,11 @@ class FullSession:
         return tuple(_port(value) for value in self._session.get_inputs())
 
     @property
+    def provider(self) -> str:
+        """The execution provider that the session got, which may be the CPU where another was wanted."""
+        return str(self._session.get_providers()[0])
+
+    @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The shape of every exposed tensor as far as onnxruntime infers it, -1 for free extents."""
         ports = {port.name: port.shape for port in map(_port, self._session.get_outputs())}

@@ -88,7 +88,7 @@ class Choice:
             self._metrics.paired_failed_total.labels(item.model, "", "internal").inc()
 
     def offer_response(self, response: Captured) -> None:
-        """Sees every response to a request of the sample; joins those of the trickle. Called on the event loop."""
+        """Sees every response; joins those to requests of the trickle, drops the others. Called on the event loop."""
         request_id = response.request_id
         if request_id is None:
             return

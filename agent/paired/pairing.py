@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,7 @@ from agent.paired.sums import Tolerance
 from agent.replay import ReplayError, output_types
 from agent.repository import digest
 
+_CPU = "CPUExecutionProvider"
 _RUNS_PER_GROUP = 16
 """Runs before the next group of probes is fetched, where they do not all fit: opening sessions takes long."""
 
@@ -125,6 +126,10 @@ class Pairing:
         except (InstrumentError, ReplayError, OSError) as error:
             self.groups = ()  # the next run tries from the beginning
             raise PairedError("run_failed", str(error)) from error
+        self.template = replace(self.template, provider=self._served.provider)
+        if self.template.kind == "cpu_provider" and self._served.provider == _CPU:
+            self.groups = ()
+            raise PairedError("run_failed", "onnxruntime put the served side on the CPU too; is the GPU's memory full?")
 
     def advance(self) -> None:
         """Goes on to the next group, where there are several."""

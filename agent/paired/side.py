@@ -26,6 +26,11 @@ class Side:
         self._cpu_only = cpu_only
         self._session: FullSession | None = None
 
+    @property
+    def provider(self) -> str:
+        """The execution provider of the open session; empty where none is open."""
+        return "" if self._session is None else self._session.provider
+
     def graph(self) -> WholeGraph:
         """The model as it is in the file, but for its weights; nothing of it is kept."""
         file = open_model(self._path)
