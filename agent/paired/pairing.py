@@ -101,7 +101,6 @@ class Pairing:
         elements = sum(value.size for value in inputs.values()) // max(batching.count(inputs, self._axes), 1)
         if self.groups and elements <= self._elements:
             return
-        self._elements = elements
         pairs = self.pairs if self._baseline is not None else ()
         tensors = [*self._outputs, *(pair.probe.tensor for pair in pairs)]
         try:
@@ -112,7 +111,7 @@ class Pairing:
         if self._fixed is not None:  # a fixed batch cannot be cut: its requests share the limit
             limit //= self._fixed
         planned = plan(pairs, self._outputs, sizes, limit, batch)
-        self.groups, self.too_large = planned.groups, planned.too_large
+        self.groups, self.too_large, self._elements = planned.groups, planned.too_large, elements
         self.use(0)
 
     def use(self, group: int) -> None:

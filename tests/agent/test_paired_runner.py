@@ -287,12 +287,25 @@ def test_unmatched_probes_are_logged_and_counted(tmp_path: Path) -> None:
             node.input[0] = "renamed_out"
     agent.put_reference(other)
     agent.refresh()
+    agent.offer(seed=1)
+    agent.offer(seed=2)
+    with capture_logs() as logs:
+        (got,) = agent.work(lambda: agent.compared("reference_model") == 2)
+    assert set(by_name(got)) == {"relu1", "relu3", "fc2_out"}
+    (left_out,) = [entry for entry in logs if entry["event"] == "paired.left_out"]
+    assert left_out["probes"] == ["relu2: the baseline has no probe or tensor of its name"]
+    assert agent.value("paired_unmatched_probes", model="digits", kind="reference_model") == 1
+
+
+def test_an_activation_beyond_the_limit_is_logged_and_counted(tmp_path: Path) -> None:
+    agent = Agent(tmp_path, small_cnn(), fetch_bytes=2500)
+    agent.put_reference(small_cnn())
+    agent.refresh()
     agent.offer()
     with capture_logs() as logs:
-        (got,) = agent.work(lambda: agent.compared("reference_model") == 1)
-    assert set(by_name(got)) == {"relu1", "relu3", "fc2_out"}
-    (loaded,) = [entry for entry in logs if entry["event"] == "paired.loaded"]
-    assert loaded["unmatched"] == ["relu2: the baseline has no probe or tensor of its name"]
+        agent.work(lambda: agent.compared("reference_model") == 1)
+    (left_out,) = [entry for entry in logs if entry["event"] == "paired.left_out"]
+    assert left_out["probes"] == ["relu2: larger than --paired-fetch-mib"]
     assert agent.value("paired_unmatched_probes", model="digits", kind="reference_model") == 1
 
 
