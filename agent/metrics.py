@@ -48,8 +48,24 @@ class AgentMetrics:
             "last_publish_timestamp_seconds", "When the broker last acknowledged a message, Unix time; 0 for never."
         )
         self.duty_cycle = self._gauge("duty_cycle", "Share of time spent in replay lately.")
-        self.effective_sample_ratio = self._gauge("effective_sample_ratio", "Share of requests that is sampled now.")
+        self.effective_sample_ratio = self._gauge(
+            "effective_sample_ratio", "Share of the last minute's requests that was replayed."
+        )
+        self.target_sample_ratio = self._gauge(
+            "target_sample_ratio", "Share of requests that is sampled now; below --sample-rate where a budget demands."
+        )
         self.model_info = self._gauge("model_info", "1 for each model version loaded.", "model", "version", "provider")
+        self.capture_overhead_ratio = self._gauge(
+            "capture_overhead_ratio",
+            "Time of a replay over that of the plain model, timed at load; NaN untimed.",
+            "model",
+            "version",
+        )
+        self.probe_groups = self._gauge(
+            "probe_groups", "Groups of probes that take turns, to keep the budget.", "model", "version"
+        )
+        self.gpu_fallback = self._gauge("gpu_fallback", "1 while replay is on the CPU for want of the GPU.", "model")
+        self.out_of_memory_total = self._counter("out_of_memory_total", "Batches that did not fit in memory.", "model")
         for reason in DROP_REASONS:
             self.dropped_total.labels(reason)
         self._add_paired()

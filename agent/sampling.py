@@ -28,6 +28,10 @@ class Sampler:
 
     def __init__(self, rate: float) -> None:
         self.rate = rate
+        self.seen = 0
+        """Requests asked about, ever. Both counts are the intake thread's alone to change; any thread may read them."""
+        self.kept = 0
+        """Those that were in the sample."""
 
     @property
     def rate(self) -> float:
@@ -44,7 +48,10 @@ class Sampler:
     def keep(self, request_id: bytes) -> bool:
         """Whether the request of this identity is in the sample."""
         digest = hashlib.blake2b(request_id, digest_size=8, person=b"reluscope").digest()
-        return int.from_bytes(digest, "big") < self._threshold
+        kept = int.from_bytes(digest, "big") < self._threshold
+        self.seen += 1
+        self.kept += kept
+        return kept
 
 
 def id_at_head(body: bytes) -> str | None:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import socket
 import threading
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import click
 import structlog
 
+from agent.capture.options import budgets, capture_options, capture_settings
+from agent.governor import Governor
 from agent.intake import http, server
 from agent.intake.oip import Limits
 from agent.intake.queue import ByteQueue, Captured
@@ -26,9 +28,11 @@ from agent.paired.options import paired_options
 from agent.paired.runner import Paired
 from agent.paired.settings import PairedSettings
 from agent.paired.windows import ComparisonWindows
+from agent.replay import ReplayError, resolve
 from agent.sampling import Sampler
 from agent.sender import Sender
 from agent.supervise import supervised
+from agent.throttle import Throttle
 from agent.transport import Publisher
 from agent.windowing import Accumulator
 from agent.worker import Worker, WorkerSettings
@@ -53,11 +57,6 @@ def api_version(_context: click.Context, _option: click.Parameter, value: str | 
         raise click.BadParameter(f"{value!r} is no version such as 2.3") from None
 
 
-def _spare_threads() -> int:
-    """Half the cores, so that the server keeps the rest."""
-    return max(1, (os.cpu_count() or 1) // 2)
-
-
 @click.command("agent", context_settings={"auto_envvar_prefix": "RELUSCOPE_AGENT", "show_default": True})
 @click.option(
     "--repository", type=click.Path(path_type=Path), required=True, help="<model>/<version>/model.onnx below."
@@ -71,16 +70,7 @@ def _spare_threads() -> int:
 @click.option("--port", default=8400, type=click.IntRange(0, 65535), help="0 takes any free port.")
 @click.option("--agent-id", default=_agent_id, show_default="host name", help="Name of this pod in every window.")
 @click.option("--sample-rate", default=0.05, type=Finite(0, 1), help="Share of requests that is replayed.")
-@click.option("--duty-cycle", default=0.25, type=Finite(0.001, 1), help="Largest share of time in replay.")
-@click.option(
-    "--threads",
-    default=_spare_threads,
-    show_default="half the cores",
-    type=click.IntRange(1),
-    help="CPU threads of replay.",
-)
-@click.option("--gpu-mem-limit-mib", default=2048, type=click.IntRange(1), help="GPU memory for replay.")
-@click.option("--max-batch", default=32, type=click.IntRange(1), help="Requests replayed at a time.")
+@capture_options
 @click.option("--window-seconds", default=60.0, type=Finite(0.1), help="Length of a window.")
 @click.option(
     "--window-grace-seconds",
@@ -109,10 +99,6 @@ def command(
     port: int,
     agent_id: str,
     sample_rate: float,
-    duty_cycle: float,
-    threads: int,
-    gpu_mem_limit_mib: int,
-    max_batch: int,
     window_seconds: float,
     window_grace_seconds: float,
     queue_mib: int,
@@ -125,6 +111,7 @@ def command(
     in_flight_mib: int,
     log_format: Format,
     paired: PairedSettings,
+    **capture: Any,
 ) -> None:
     """Run the sidecar: sample mirrored requests, replay them, stream activation statistics to Kafka."""
     configure(log_format)
@@ -134,19 +121,19 @@ def command(
     metrics = AgentMetrics()
     limits = Limits(max_body_bytes=max_body_mib * _MIB)
     queue: ByteQueue[Captured] = ByteQueue(queue_mib * _MIB, queue_items)
+    settings = capture_settings(capture, state_dir)
     try:
+        resolve(settings.device.provider)
         state_dir.mkdir(parents=True, exist_ok=True)
         outbox = Outbox(state_dir / "outbox.db", outbox_mib * _MIB, on_drop=metrics.outbox_dropped_total.inc)
-    except (OutboxError, OSError) as error:
+    except (OutboxError, ReplayError, OSError) as error:
         raise click.ClickException(str(error)) from error
     metrics.watch_queue(queue.depth)
     metrics.watch_outbox(outbox.depth)
-    metrics.effective_sample_ratio.set(sample_rate)
 
     sender = Sender(outbox, agent_id, max_message_kib * 1024)
     window_ms, grace_ms = int(window_seconds * 1000), int(window_grace_seconds * 1000)
-    gpu_mem_limit = gpu_mem_limit_mib * _MIB
-    bounds = replace(paired, max_batch=max_batch, limits=limits, threads=threads, gpu_mem_limit=gpu_mem_limit)
+    bounds = replace(paired, max_batch=settings.max_batch, limits=limits, device=settings.device, nice=settings.nice)
     pairs = Paired(bounds, sample_rate, ComparisonWindows(window_ms, grace_ms), sender, metrics)
     holdouts = Holdouts(bounds, sender, metrics, stop)
 
@@ -154,17 +141,13 @@ def command(
         pairs.refresh(served)
         holdouts.refresh(served)
 
-    models = Models(
-        repository,
-        metrics,
-        sender.deployment,
-        threads=threads,
-        gpu_mem_limit=gpu_mem_limit,
-        on_refreshed=refreshed,
-    )
+    models = Models(repository, metrics, sender.deployment, settings, on_refreshed=refreshed)
     accumulator = Accumulator(window_ms, grace_ms)
-    settings = WorkerSettings(max_batch, duty_cycle, limits)
-    worker = Worker(settings, models, queue, accumulator, sender, metrics, on_parsed=pairs.choice.offer)
+    allowed = budgets(capture)
+    worker_settings = WorkerSettings(settings.max_batch, allowed, limits, settings.nice)
+    worker = Worker(worker_settings, models, queue, accumulator, sender, metrics, on_parsed=pairs.choice.offer)
+    sampler = Sampler(sample_rate)
+    throttle = Throttle(Governor(sample_rate, allowed), sampler, queue, worker.meter, metrics)
     publisher = Publisher(
         bootstrap_servers,
         topic,
@@ -178,10 +161,11 @@ def command(
     loops = [
         supervised("models", lambda event: models.watch(_REFRESH_SECONDS, event), stop),
         supervised("replay", worker.run, work_stop),
+        supervised("throttle", throttle.run, stop),
         supervised("paired", pairs.run, work_stop),
     ]
     publishing = supervised("publisher", lambda event: publisher.run(outbox, event), publish_stop)
-    app = http.build_app(models, queue, Sampler(sample_rate), metrics, limits, on_response=pairs.choice.offer_response)
+    app = http.build_app(models, queue, sampler, metrics, limits, on_response=pairs.choice.offer_response)
     log.info("agent.started", agent_id=agent_id, boot_epoch=outbox.boot_epoch, repository=str(repository))
     try:
         server.serve(app, host, port, stop)

@@ -20,13 +20,14 @@ from detector.dead import LABELS, Dead, dead, label, requests_needed
 from detector.drift import Drift, drift
 from detector.explosion import Explosion, explosion
 from detector.finding import Check
+from detector.paired import ComparisonStore, PairedSettings, extended
 from detector.policy import LayerResult, Verdict, conclude
 from detector.store.types import ModelVersion, Reference, Span
 
 log = structlog.get_logger()
 
 
-class CheckStore(reference_choice.ReferenceStore, Protocol):
+class CheckStore(reference_choice.ReferenceStore, ComparisonStore, Protocol):
     """The part of the store that checks need."""
 
     def versions(self, since: datetime) -> list[ModelVersion]: ...
@@ -77,16 +78,22 @@ class CheckSettings:
 
 
 def run_all(
-    store: CheckStore, settings: CheckSettings, now: datetime, runbook_versions: Mapping[str, int]
+    store: CheckStore,
+    settings: CheckSettings,
+    now: datetime,
+    runbook_versions: Mapping[str, int],
+    paired: PairedSettings | None = None,
 ) -> list[Check]:
     """Checks every version that serves and stores the result, except those that another process is checking.
 
     A version serves if it has recent windows and no agent has deployed another in its place: a superseded version's
-    last windows would repeat their verdict for as long as they count as recent.
+    last windows would repeat their verdict for as long as they count as recent. ``paired`` are the limits for
+    comparisons with a baseline, which are judged also where there is no reference yet.
 
     One version's failure does not keep the others from being checked: all failures are raised together at the end,
     as an ExceptionGroup.
     """
+    paired = paired or PairedSettings()
     done: list[Check] = []
     failures: list[Exception] = []
     current = store.current_versions()
@@ -97,7 +104,7 @@ def run_all(
             with store.try_model_lock(version.id) as mine:
                 if not mine:
                     continue
-                check = run_check(store, version, settings, now)
+                check = extended(store, version, paired, now, run_check(store, version, settings, now))
                 store.save_check(check, runbook_versions)
         except Exception as error:
             log.error("check.failed", model=version.model, version=version.version, error=str(error), exc_info=True)

@@ -84,6 +84,16 @@ class Instrumented:
                 return onnx.ModelProto.FromString(made.source)
             return onnx.load(made.source)
 
+    @property
+    def elements(self) -> Mapping[str, int | None]:
+        """By probe name: elements of the probed tensor per request, None where an extent is free."""
+        return self.cost.elements
+
+    @property
+    def weight_bytes(self) -> int:
+        """About how much memory one session takes for its weights."""
+        return self.file.size
+
     def session_model(self) -> AbstractContextManager[SessionModel]:
         """What a session is made of; good inside the block."""
         signed = any(item.source.elem_type == TensorProto.INT8 for item in self._chosen if item.source.quantization)

@@ -54,6 +54,13 @@ class ModelFile:
     """The files beside the model that hold its external data."""
 
     @property
+    def size(self) -> int:
+        """Bytes of the model with its external data."""
+        if self.path is None:
+            return self.proto.ByteSize()
+        return sum(file.stat().st_size for file in (self.path, *self.external_files))
+
+    @property
     def plain(self) -> SessionModel:
         """The model as it is."""
         return SessionModel(str(self.path) if self.path is not None else self.proto.SerializeToString())

@@ -20,7 +20,7 @@ from agent.paired.matching import Pair, Unmatched, compared_probes, match
 from agent.paired.settings import PairedSettings
 from agent.paired.side import Side
 from agent.paired.sums import Tolerance
-from agent.replay import ReplayError, output_types
+from agent.replay import Device, ReplayError, output_types
 from agent.repository import digest
 
 _CPU = "CPUExecutionProvider"
@@ -76,7 +76,7 @@ class Pairing:
         self.groups: tuple[Group, ...] = ()
         self.too_large: tuple[str, ...] = ()
         try:
-            self._served = Side(served.entry.path, served.digest, settings, cpu_only=False)
+            self._served = Side(served.entry.path, served.digest, _device(settings, baseline))
             graph = self._served.graph()
             self._outputs = graph.outputs
             checksum = ""
@@ -209,7 +209,8 @@ def _match(
     if size > settings.model_bytes:
         raise PairedError("baseline_unusable", f"{baseline.path} has {size} bytes, more than {settings.model_bytes}")
     checksum = served.digest if same else digest(baseline.path, file.external_files)
-    side = Side(baseline.path, checksum, settings, cpu_only=baseline.cpu_only)
+    device = settings.device.on_cpu() if baseline.cpu_only else _device(settings, baseline)
+    side = Side(baseline.path, checksum, device)
     if same:
         other, probes = graph, served.instrumented.probes
     else:
@@ -227,6 +228,11 @@ def _match(
     if not pairs:
         raise PairedError("baseline_unusable", f"{baseline.path}: none of its tensors matches a probe")
     return side, checksum, pairs, unmatched
+
+
+def _device(settings: PairedSettings, baseline: Baseline | None) -> Device:
+    """Where the served side runs; it shares the memory limit with a baseline that runs there too."""
+    return settings.device if baseline is None or baseline.cpu_only else settings.device.sharing(2)
 
 
 def _template(served: Served, baseline: Baseline | None, checksum: str) -> Template:

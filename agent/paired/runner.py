@@ -88,7 +88,7 @@ class Paired:
 
     def run(self, stop: threading.Event) -> None:
         """Compares until stopped, within its duty cycle, then hands over the windows that are still open."""
-        be_nice()
+        be_nice(self._settings.nice)
         duty = self._settings.duty_cycle
         while not stop.is_set():
             task = self.choice.take(_POLL_SECONDS)

@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Literal
 
 from agent.summary import Summary
+from agent.wire import Comparison
 from detector.finding import Check
 
 Origin = Literal["windows", "first_requests", "previous_version"]
@@ -66,6 +67,16 @@ class Reference:
     created_at: datetime
     summaries: Mapping[str, Summary]
     """By layer; empty in listings."""
+
+
+@dataclass(frozen=True, slots=True)
+class AgentComparison:
+    """What one agent compared with one baseline, summed over time; a holdout's newest run."""
+
+    source_id: int
+    agent_id: str
+    comparison: Comparison
+    """Its probes without counts by channel: `Store.channel_activity` has those."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -119,5 +119,5 @@ def try_lock(connection: Connection, version_id: int) -> bool:
 
 def probe_schema(connection: Connection) -> None:
     """Raises StoreError where the newest view is not there."""
-    if connection.execute(text("SELECT to_regclass('alert_timeline')")).scalar_one() is None:
+    if connection.execute(text("SELECT to_regclass('paired_findings')")).scalar_one() is None:
         raise StoreError("the database has no reluscope schema, or an old one: run `reluscope migrate`")

@@ -14,13 +14,16 @@ from onnx import numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
 from agent import wire
+from agent.capture.engine import Engine
+from agent.capture.gauges import ModelGauges
 from agent.instrument import Instrumented, instrument
 from agent.intake.catalog import ModelMetadata
 from agent.intake.tensors import TensorSpec
+from agent.metrics import AgentMetrics
 from agent.models import Served
 from agent.paired.settings import PairedSettings
 from agent.paired.sums import Tolerance
-from agent.replay import Replayer, output_types
+from agent.replay import output_types
 from agent.repository import Entry, digest
 
 CPU = "CPUExecutionProvider"
@@ -135,8 +138,9 @@ def serve(
         entry,
         digest(path),
         cast(Instrumented, SimpleNamespace(probes=known, batch_axes={"image": 0})),
-        cast(Replayer, SimpleNamespace(provider=provider, batch_size=batch_size)),
+        cast(Engine, SimpleNamespace(provider=provider, batch_size=batch_size)),
         ModelMetadata(entry.model, entry.version, True, (IMAGE,), (LOGITS,)),
+        ModelGauges(AgentMetrics(), entry.model, entry.version),
     )
 
 

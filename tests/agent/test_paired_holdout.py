@@ -13,13 +13,14 @@ import pytest
 from structlog.testing import capture_logs
 
 from agent import wire
+from agent.capture.settings import CaptureSettings
 from agent.intake.tensors import TensorSpec
 from agent.metrics import AgentMetrics
 from agent.models import Models
 from agent.outbox import Outbox
 from agent.paired.holdout import HoldoutError, check_classes, read_holdout
 from agent.paired.holdouts import Holdouts
-from agent.replay import FullSession
+from agent.replay import Device, FullSession
 from agent.sender import Sender
 from tests.agent.models import Builder, small_cnn
 from tests.agent.paired import IMAGE, by_name, images, permuted, settings, with_weight
@@ -51,8 +52,7 @@ class Agent:
             self.root,
             self.metrics,
             sender.deployment,
-            threads=1,
-            gpu_mem_limit=1 << 30,
+            CaptureSettings(Device(1, 1 << 30), overhead_budget=None),
             on_refreshed=self.holdouts.refresh,
         )
 
