@@ -108,6 +108,7 @@ class AgentMetrics:
         """Let a model's request counters start at 0, so that the first increase is seen."""
         self.requests_total.labels(model)
         self.sampled_total.labels(model)
+        self.responses_total.labels(model)
 
     def watch_queue(self, depth: Callable[[], tuple[int, int]]) -> None:
         """Read queue_bytes from `depth() -> (items, bytes)` at each scrape."""

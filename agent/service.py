@@ -133,14 +133,7 @@ def command(
 
     sender = Sender(outbox, agent_id, max_message_kib * 1024)
     window_ms, grace_ms = int(window_seconds * 1000), int(window_grace_seconds * 1000)
-    device = settings.device
-    bounds = replace(
-        paired,
-        max_batch=settings.max_batch,
-        limits=limits,
-        threads=device.threads,
-        gpu_mem_limit=device.gpu_mem_limit,
-    )
+    bounds = replace(paired, max_batch=settings.max_batch, limits=limits, device=settings.device, nice=settings.nice)
     pairs = Paired(bounds, sample_rate, ComparisonWindows(window_ms, grace_ms), sender, metrics)
     holdouts = Holdouts(bounds, sender, metrics, stop)
 

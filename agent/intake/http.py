@@ -45,7 +45,8 @@ def build_app(
 ) -> Starlette:
     """The agent's HTTP application: inference, responses, metadata, health and /metrics.
 
-    ``on_response`` gets the responses to requests of the sample, on the event loop: it may not block and may not raise.
+    ``on_response`` gets every response, and chooses those to requests of the sample. It is called on the event loop: it
+    may not block and may not raise.
     """
     intake = _Intake(catalog, queue, sampler, metrics, limits, clock, on_response)
     routes = [
@@ -91,7 +92,7 @@ class _Intake:
         return await self._take_request(request, self._find(request), request.headers.get("x-request-id"))
 
     async def response(self, request: Request) -> Response:
-        """Answer, having handed on the server's response where its request is in the sample."""
+        """Answer, having handed on the server's response."""
         return await self._take_response(request, self._find(request), request.headers.get("x-request-id"))
 
     async def event(self, request: Request) -> Response:
@@ -146,8 +147,7 @@ class _Intake:
             return _json(
                 {"error": 'a response needs the id of its request: X-Request-Id, or "id" early in its JSON'}, 400
             )
-        if self._sampler.keep(identity(response_id, None, body)):
-            self._on_response(self._captured(model, body, header_length, encoding, response_id))
+        self._on_response(self._captured(model, body, header_length, encoding, response_id))
         return _json({"model_name": model.name, "model_version": model.version})
 
     def _captured(

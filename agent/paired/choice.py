@@ -18,8 +18,6 @@ from agent.paired.trickle import Trickle
 from agent.sampling import identity
 
 log = structlog.get_logger()
-_MOST_WAITING = 32
-"""More would only be stale: comparing them takes longer than it takes others to arrive."""
 _ANSWERED_SECONDS = 600.0
 """A model whose responses have not been seen for so long has no mirror of them: its requests do not wait for any."""
 _OVERHEAD = 512
@@ -63,7 +61,8 @@ class Choice:
         self._has_baseline = has_baseline
         self._monotonic = monotonic
         self._trickle = Trickle(sample_rate, settings.rate, settings.per_minute, monotonic)
-        self._queue: ByteQueue[Task] = ByteQueue(settings.queue_bytes, _MOST_WAITING)
+        # A minute's worth of items at most: what waits longer is stale.
+        self._queue: ByteQueue[Task] = ByteQueue(settings.queue_bytes, settings.per_minute)
         self._joiner: Joiner[Task, Captured] = Joiner(settings.join_bytes, settings.join_seconds, self.drop, monotonic)
         self._answered: dict[str, float] = {}
         metrics.paired_queue_bytes.set_function(lambda: float(self._queue.depth()[1]))
@@ -88,7 +87,7 @@ class Choice:
             self._metrics.paired_failed_total.labels(item.model, "", "internal").inc()
 
     def offer_response(self, response: Captured) -> None:
-        """Sees every response to a request of the sample; joins those of the trickle. Called on the event loop."""
+        """Sees every response; joins those to requests of the trickle, drops the others. Called on the event loop."""
         request_id = response.request_id
         if request_id is None:
             return

@@ -104,7 +104,7 @@ class Holdouts:
         return None if total is None else replace(total, end_ms=max(self._clock_ms(), begin + 1))
 
     def _run(self, pairing: Pairing, path: Path, holdout: Holdout, span: tuple[int, int]) -> wire.Comparison | None:
-        total = pairing.template.blank(span)
+        total: wire.Comparison | None = None
         step = self._settings.max_batch
         group = 0
         while True:
@@ -115,8 +115,8 @@ class Holdouts:
                 outcome = pairing.run(inputs, span, labels=holdout.labels[start : start + step])
                 if start == 0 and group == 0:
                     check_classes(path, holdout.labels, outcome.classes)
-                part = outcome.comparison
-                total = wire.merge(total, part if group == 0 else _inner_probes(part, pairing))
+                part = outcome.comparison if group == 0 else _inner_probes(outcome.comparison, pairing)
+                total = part if total is None else wire.merge(total, part)
             group += 1
             if group >= len(pairing.groups):
                 return total

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,9 +20,10 @@ from agent.paired.matching import Pair, Unmatched, compared_probes, match
 from agent.paired.settings import PairedSettings
 from agent.paired.side import Side
 from agent.paired.sums import Tolerance
-from agent.replay import ReplayError, output_types
+from agent.replay import Device, ReplayError, output_types
 from agent.repository import digest
 
+_CPU = "CPUExecutionProvider"
 _RUNS_PER_GROUP = 16
 """Runs before the next group of probes is fetched, where they do not all fit: opening sessions takes long."""
 
@@ -75,7 +76,7 @@ class Pairing:
         self.groups: tuple[Group, ...] = ()
         self.too_large: tuple[str, ...] = ()
         try:
-            self._served = Side(served.entry.path, served.digest, settings, cpu_only=False)
+            self._served = Side(served.entry.path, served.digest, _device(settings, baseline))
             graph = self._served.graph()
             self._outputs = graph.outputs
             checksum = ""
@@ -100,7 +101,6 @@ class Pairing:
         elements = sum(value.size for value in inputs.values()) // max(batching.count(inputs, self._axes), 1)
         if self.groups and elements <= self._elements:
             return
-        self._elements = elements
         pairs = self.pairs if self._baseline is not None else ()
         tensors = [*self._outputs, *(pair.probe.tensor for pair in pairs)]
         try:
@@ -111,7 +111,7 @@ class Pairing:
         if self._fixed is not None:  # a fixed batch cannot be cut: its requests share the limit
             limit //= self._fixed
         planned = plan(pairs, self._outputs, sizes, limit, batch)
-        self.groups, self.too_large = planned.groups, planned.too_large
+        self.groups, self.too_large, self._elements = planned.groups, planned.too_large, elements
         self.use(0)
 
     def use(self, group: int) -> None:
@@ -125,6 +125,10 @@ class Pairing:
         except (InstrumentError, ReplayError, OSError) as error:
             self.groups = ()  # the next run tries from the beginning
             raise PairedError("run_failed", str(error)) from error
+        self.template = replace(self.template, provider=self._served.provider)
+        if self.template.kind == "cpu_provider" and self._served.provider == _CPU:
+            self.groups = ()
+            raise PairedError("run_failed", "onnxruntime put the served side on the CPU too; is the GPU's memory full?")
 
     def advance(self) -> None:
         """Goes on to the next group, where there are several."""
@@ -205,7 +209,8 @@ def _match(
     if size > settings.model_bytes:
         raise PairedError("baseline_unusable", f"{baseline.path} has {size} bytes, more than {settings.model_bytes}")
     checksum = served.digest if same else digest(baseline.path, file.external_files)
-    side = Side(baseline.path, checksum, settings, cpu_only=baseline.cpu_only)
+    device = settings.device.on_cpu() if baseline.cpu_only else _device(settings, baseline)
+    side = Side(baseline.path, checksum, device)
     if same:
         other, probes = graph, served.instrumented.probes
     else:
@@ -223,6 +228,11 @@ def _match(
     if not pairs:
         raise PairedError("baseline_unusable", f"{baseline.path}: none of its tensors matches a probe")
     return side, checksum, pairs, unmatched
+
+
+def _device(settings: PairedSettings, baseline: Baseline | None) -> Device:
+    """Where the served side runs; it shares the memory limit with a baseline that runs there too."""
+    return settings.device if baseline is None or baseline.cpu_only else settings.device.sharing(2)
 
 
 def _template(served: Served, baseline: Baseline | None, checksum: str) -> Template:

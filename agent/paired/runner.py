@@ -65,6 +65,7 @@ class Paired:
         self._clock_ms = clock_ms
         self._targets: dict[str, _Target] = {}
         self._loaded: dict[tuple[str, BaselineKind], _Loaded] = {}
+        self._left_out: dict[tuple[str, BaselineKind], dict[str, str]] = {}
         self.choice = Choice(settings, sample_rate, metrics, self._has_baseline, monotonic)
         """What intake and replay talk to."""
 
@@ -87,7 +88,7 @@ class Paired:
 
     def run(self, stop: threading.Event) -> None:
         """Compares until stopped, within its duty cycle, then hands over the windows that are still open."""
-        be_nice()
+        be_nice(self._settings.nice)
         duty = self._settings.duty_cycle
         while not stop.is_set():
             task = self.choice.take(_POLL_SECONDS)
@@ -126,8 +127,8 @@ class Paired:
                 return
             if answers is not None and not answers.keys() & set(pairing.outputs):
                 raise PairedError("bad_response", f"it has none of the model's float outputs {list(pairing.outputs)}")
-            outcome = pairing.run(task.inputs, self._windows.span(task.arrived_ms), answers=answers)
             pairing.rotate()
+            outcome = pairing.run(task.inputs, self._windows.span(task.arrived_ms), answers=answers)
         except OipError as error:
             self._failed(entry.model, kind, "bad_response", f"{error.reason}: {error.message}")
             return
@@ -139,14 +140,21 @@ class Paired:
             self._failed(entry.model, kind, "internal")
             return
         comparison = outcome.comparison
-        misfits = dict(outcome.misfits)
         source = Source(entry.model, entry.version, task.served.digest)
-        misfits |= dict.fromkeys(self._windows.add(source, comparison), "its number of channels changes")
-        unmatched = {item.probe: item.reason for item in pairing.unmatched}
-        unmatched |= dict.fromkeys(pairing.too_large, "larger than --paired-fetch-mib")
-        self._metrics.paired_unmatched_probes.labels(entry.model, kind).set(len(unmatched | misfits))
+        left_out = {item.probe: item.reason for item in pairing.unmatched} | dict(outcome.misfits)
+        left_out |= dict.fromkeys(pairing.too_large, "larger than --paired-fetch-mib")
+        left_out |= dict.fromkeys(self._windows.add(source, comparison), "its number of channels changes")
+        self._note_left_out(source, kind, left_out)
         self._metrics.paired_requests_total.labels(entry.model, entry.version, kind).inc(comparison.n)
         self._metrics.paired_mismatched_total.labels(entry.model, entry.version, kind).inc(comparison.mismatched)
+
+    def _note_left_out(self, source: Source, kind: BaselineKind, left_out: dict[str, str]) -> None:
+        """Counts the probes that are not compared, and logs them where they are not the same as before."""
+        self._metrics.paired_unmatched_probes.labels(source.model, kind).set(len(left_out))
+        if self._left_out.get((source.model, kind), {}) != left_out:
+            self._left_out[source.model, kind] = left_out
+            listing = [f"{probe}: {reason}" for probe, reason in sorted(left_out.items())]
+            log.warning("paired.left_out", model=source.model, version=source.version, kind=kind, probes=listing)
 
     def _answers(self, task: Task) -> Tensors:
         """The float outputs in the server's response; raises OipError or PairedError where it does not fit."""
@@ -190,13 +198,14 @@ class Paired:
             kind=kind,
             baseline=pairing.template.baseline,
             pairs=len(pairing.pairs),
-            unmatched=[f"{item.probe}: {item.reason}" for item in pairing.unmatched],
+            unmatched=len(pairing.unmatched),
         )
         return pairing
 
     def _unload_gone(self) -> None:
         for key in [key for key in self._loaded if key[0] not in self._targets]:
             del self._loaded[key]
+            self._left_out.pop(key, None)
 
     def _failed(self, model: str, kind: str, reason: str, message: str | None = None) -> None:
         self._metrics.paired_failed_total.labels(model, kind, reason).inc()

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from agent.intake.oip import Limits
 from agent.paired.sums import Tolerance
+from agent.replay import Device
 
 _MIB = 1 << 20
 
@@ -38,5 +39,7 @@ class PairedSettings:
     tolerance: Tolerance = field(default_factory=lambda: Tolerance(rtol=0.02, atol=0.02))
     limits: Limits = field(default_factory=Limits)
     """For the bodies of responses."""
-    threads: int = 1
-    gpu_mem_limit: int = 2048 * _MIB
+    device: Device = field(default_factory=lambda: Device(1, 2048 * _MIB))
+    """Where replay runs."""
+    nice: int = 10
+    """Nice level of the thread."""

@@ -10,21 +10,24 @@ from agent.batching import Axes, Tensors, count
 from agent.instrument import open_model
 from agent.instrument.whole import WholeGraph
 from agent.paired.errors import PairedError
-from agent.paired.settings import PairedSettings
-from agent.replay import FullSession
+from agent.replay import Device, FullSession
 from agent.repository import digest
 
 
 class Side:
     """One model file, and the session that fetches some of its tensors."""
 
-    def __init__(self, path: Path, checksum: str, settings: PairedSettings, *, cpu_only: bool) -> None:
+    def __init__(self, path: Path, checksum: str, device: Device) -> None:
         """``checksum`` is the sha256 of the file that is meant: another one in its place is not run."""
         self._path = path
         self._checksum = checksum
-        self._settings = settings
-        self._cpu_only = cpu_only
+        self._device = device
         self._session: FullSession | None = None
+
+    @property
+    def provider(self) -> str:
+        """The execution provider of the open session; empty where none is open."""
+        return "" if self._session is None else self._session.provider
 
     def graph(self) -> WholeGraph:
         """The model as it is in the file, but for its weights; nothing of it is kept."""
@@ -36,12 +39,7 @@ class Side:
     def open(self, tensors: Sequence[str]) -> None:
         """A session for these tensors; the former one is given up first, to have one in memory at a time."""
         self._session = None
-        self._session = FullSession(
-            self.graph().expose(tensors),
-            threads=self._settings.threads,
-            gpu_mem_limit=self._settings.gpu_mem_limit,
-            cpu_only=self._cpu_only,
-        )
+        self._session = FullSession(self.graph().expose(tensors), self._device)
 
     def sizes(self, tensors: Sequence[str], inputs: Tensors, axes: Axes) -> dict[str, int]:
         """Bytes per request of each of the tensors, as far as it follows from the shapes of the inputs."""
@@ -50,7 +48,7 @@ class Side:
         known = graph.bytes_per_request(shapes, requests)
         unknown = [tensor for tensor in tensors if tensor not in known]
         if unknown:  # behind operators that onnx does not know, but onnxruntime does
-            session = FullSession(graph.expose(unknown, shapes), threads=1, gpu_mem_limit=0, cpu_only=True)
+            session = FullSession(graph.expose(unknown, shapes), self._device.on_cpu())
             for tensor, shape in session.shapes.items():
                 if shape and -1 not in shape:
                     known[tensor] = -(-4 * math.prod(shape) // requests)

@@ -19,7 +19,7 @@ CHUNK = 1 << 18
 """Elements that are in float64 at a time: 2 MiB per array."""
 _LEAST_RMS = 1e-6
 """Of all-zero outputs, that they have some tolerance too."""
-_LARGEST = 1e140
+_LARGEST = 1e80
 """A larger magnitude counts as infinite: its square, summed over many elements, would leave the range of a double."""
 
 Array = NDArray[Any]

@@ -12,9 +12,9 @@ from agent.replay.session import Port, open_session, port_of
 class FullSession:
     """An onnxruntime session that fetches chosen tensors of a model whole."""
 
-    def __init__(self, exposed: Exposed, *, threads: int, gpu_mem_limit: int, cpu_only: bool = False) -> None:
-        """``cpu_only`` leaves the GPU aside; the rest is as for `Replayer`. Raises ReplayError."""
-        self._session = open_session(exposed, Device(threads, gpu_mem_limit, "cpu" if cpu_only else "auto"))
+    def __init__(self, exposed: Exposed, device: Device) -> None:
+        """Raises ReplayError as `Replayer` does."""
+        self._session = open_session(exposed, device)
         self._outputs = exposed.outputs
         self._fetched = list(dict.fromkeys(exposed.outputs.values()))
 
@@ -22,6 +22,11 @@ class FullSession:
     def inputs(self) -> tuple[Port, ...]:
         """What the session wants, in order."""
         return tuple(port_of(value) for value in self._session.get_inputs())
+
+    @property
+    def provider(self) -> str:
+        """The execution provider that the session got, which may be the CPU where another was wanted."""
+        return str(self._session.get_providers()[0])
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:

@@ -42,7 +42,6 @@ class App:
     client: Client
     queue: ByteQueue[Captured]
     metrics: AgentMetrics
-    sampler: Sampler
     responses: list[Captured] = field(default_factory=list)
 
     def count(self, name: str, **labels: str) -> float:
@@ -52,17 +51,17 @@ class App:
 @pytest.fixture
 def app() -> App:
     queue: ByteQueue[Captured] = ByteQueue(1 << 20, 100)
-    metrics, sampler, responses = AgentMetrics(), Sampler(1.0), list[Captured]()
+    metrics, responses = AgentMetrics(), list[Captured]()
     built = build_app(
         FakeCatalog(),
         queue,
-        sampler,
+        Sampler(1.0),
         metrics,
         Limits(max_body_bytes=1000),
         clock=lambda: 12.5,
         on_response=responses.append,
     )
-    return App(Client(built), queue, metrics, sampler, responses)
+    return App(Client(built), queue, metrics, responses)
 
 
 def test_a_response_is_handed_on_as_it_came(app: App) -> None:
@@ -85,16 +84,6 @@ def test_a_response_without_an_id_is_refused(app: App) -> None:
     assert "a response needs the id of its request" in got.json()["error"]
     assert app.count("rejected_total", model="digits", reason="no_id") == 1
     assert app.responses == []
-
-
-def test_responses_outside_the_sample_go_no_further(app: App) -> None:
-    app.sampler.rate = 0.5
-    ids = [str(number) for number in range(40)]
-    for request_id in ids:
-        app.client.post("/v2/models/digits/response", content=BODY, headers={"X-Request-Id": request_id})
-    kept = [item.request_id for item in app.responses]
-    assert kept == [request_id for request_id in ids if app.sampler.keep(request_id.encode())]
-    assert 0 < len(kept) < 40
 
 
 @pytest.mark.parametrize(

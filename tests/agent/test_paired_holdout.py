@@ -20,7 +20,7 @@ from agent.models import Models
 from agent.outbox import Outbox
 from agent.paired.holdout import HoldoutError, check_classes, read_holdout
 from agent.paired.holdouts import Holdouts
-from agent.replay import Device
+from agent.replay import Device, FullSession
 from agent.sender import Sender
 from tests.agent.models import Builder, small_cnn
 from tests.agent.paired import IMAGE, by_name, images, permuted, settings, with_weight
@@ -127,6 +127,15 @@ def test_without_a_reference_there_is_accuracy_alone(agent: Agent) -> None:
     assert (got.accuracy_n, got.served_correct, got.baseline_n, got.top1_n, got.probes) == (33, 33, 0, 0, ())
     assert agent.value("validation_accuracy", model="digits", version="1") == 1.0
     assert agent.value("quantized_accuracy_delta", model="digits", version="1") is None
+
+
+def test_the_provider_is_the_one_that_ran_it(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FullSession, "provider", "CUDAExecutionProvider")
+    save(agent.root / "digits" / "holdout.npz", image=images(70), labels=np.zeros(70, int))
+    agent.put("1", small_cnn())
+    agent.models.refresh()
+    got = agent.sent()[1]
+    assert (got.provider, got.n) == ("CUDAExecutionProvider", 70)
 
 
 def test_an_unusable_reference_costs_the_delta_only(agent: Agent) -> None:

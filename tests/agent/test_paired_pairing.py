@@ -18,6 +18,7 @@ from agent.paired.errors import PairedError
 from agent.paired.groups import plan
 from agent.paired.matching import Pair
 from agent.paired.pairing import Pairing
+from agent.replay import FullSession
 from tests.agent.models import Builder, small_cnn
 from tests.agent.paired import (
     SPAN,
@@ -162,14 +163,22 @@ def test_permuted_channels_give_the_same_classes_and_other_activations(tmp_path:
     assert wire.sqnr_db(probes["fc2_out"]) > 80
 
 
+@pytest.fixture
+def another_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if sessions ran on a GPU."""
+    monkeypatch.setattr(FullSession, "provider", "CUDAExecutionProvider")
+
+
+@pytest.mark.usefixtures("another_device")
 def test_the_same_model_twice_differs_nowhere(tmp_path: Path) -> None:
     served = served_in(tmp_path, small_cnn())
     got = Pairing(served, cpu_of(served.entry), settings()).run({"image": images(5)}, SPAN).comparison
     assert (got.kind, got.baseline, got.baseline_digest) == ("cpu_provider", "CPUExecutionProvider", served.digest)
-    assert got.mismatched == 0
+    assert (got.mismatched, got.provider) == (0, "CUDAExecutionProvider")
     assert all(wire.sqnr_db(item) == np.inf for item in got.probes)
 
 
+@pytest.mark.usefixtures("another_device")
 def test_a_flipped_bit_is_a_mismatch_from_its_layer_on(tmp_path: Path) -> None:
     served = served_in(tmp_path, bit_flipped(small_cnn(), "conv2_w", bit=29))
     good = tmp_path / "good.onnx"

@@ -23,6 +23,7 @@ from agent.outbox import Outbox
 from agent.paired.runner import Paired
 from agent.paired.trickle import Trickle
 from agent.paired.windows import ComparisonWindows, Source
+from agent.replay import FullSession
 from agent.sender import Sender
 from tests.agent.comparisons import PROBES, comparison, probe_comparison
 from tests.agent.models import small_cnn
@@ -116,13 +117,21 @@ def test_without_a_baseline_nothing_is_queued(tmp_path: Path) -> None:
     assert agent.work(lambda: True) == []
 
 
-def test_the_cpu_checks_another_provider(tmp_path: Path) -> None:
+def test_the_cpu_checks_another_provider(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FullSession, "provider", "CUDAExecutionProvider")
     agent = Agent(tmp_path, small_cnn(), provider="CUDAExecutionProvider")
     agent.refresh()
     agent.offer(rows=3)
     (got,) = agent.work(lambda: agent.compared("cpu_provider") == 3)
     assert (got.kind, got.baseline, got.provider) == ("cpu_provider", "CPUExecutionProvider", "CUDAExecutionProvider")
     assert got.mismatched == agent.value("paired_mismatched_total", model="digits", version="2", kind="cpu_provider")
+
+
+def test_the_cpu_is_not_compared_with_itself(tmp_path: Path) -> None:
+    agent = Agent(tmp_path, small_cnn(), provider="CUDAExecutionProvider")
+    agent.refresh()
+    agent.offer()
+    assert agent.work(lambda: agent.failed("cpu_provider", "run_failed") == 1) == []
 
 
 @pytest.mark.parametrize("response_first", [False, True])
@@ -177,6 +186,23 @@ def test_requests_wait_only_where_responses_are_known_to_come(tmp_path: Path) ->
     agent.paired.choice.take(0)
     assert agent.value("paired_join_bytes") == 0, "they stopped coming long ago, and what waited is dropped"
     assert agent.dropped("response_missing") == agent.dropped("request_missing") == 1
+
+
+def test_both_halves_are_chosen_alike(tmp_path: Path) -> None:
+    agent = Agent(tmp_path, small_cnn(), rate=0.3, per_minute=1000)
+    agent.refresh()
+    ids = [f"request {number}" for number in range(100)]
+    for request_id in ids:
+        agent.respond(request_id, b"{}")
+    waiting = agent.value("paired_join_bytes")
+    assert 10 * 514 < waiting < 60 * 514
+    for request_id in ids:
+        agent.offer(request_id)
+    assert agent.value("paired_join_bytes") == 0, "every response had its request"
+    tasks = 0
+    while agent.paired.choice.take(0) is not None:
+        tasks += 1
+    assert tasks + agent.dropped("queue_full") == waiting / 514
 
 
 def test_the_minute_and_the_queue_are_bounded(tmp_path: Path) -> None:
@@ -261,12 +287,25 @@ def test_unmatched_probes_are_logged_and_counted(tmp_path: Path) -> None:
             node.input[0] = "renamed_out"
     agent.put_reference(other)
     agent.refresh()
+    agent.offer(seed=1)
+    agent.offer(seed=2)
+    with capture_logs() as logs:
+        (got,) = agent.work(lambda: agent.compared("reference_model") == 2)
+    assert set(by_name(got)) == {"relu1", "relu3", "fc2_out"}
+    (left_out,) = [entry for entry in logs if entry["event"] == "paired.left_out"]
+    assert left_out["probes"] == ["relu2: the baseline has no probe or tensor of its name"]
+    assert agent.value("paired_unmatched_probes", model="digits", kind="reference_model") == 1
+
+
+def test_an_activation_beyond_the_limit_is_logged_and_counted(tmp_path: Path) -> None:
+    agent = Agent(tmp_path, small_cnn(), fetch_bytes=2500)
+    agent.put_reference(small_cnn())
+    agent.refresh()
     agent.offer()
     with capture_logs() as logs:
-        (got,) = agent.work(lambda: agent.compared("reference_model") == 1)
-    assert set(by_name(got)) == {"relu1", "relu3", "fc2_out"}
-    (loaded,) = [entry for entry in logs if entry["event"] == "paired.loaded"]
-    assert loaded["unmatched"] == ["relu2: the baseline has no probe or tensor of its name"]
+        agent.work(lambda: agent.compared("reference_model") == 1)
+    (left_out,) = [entry for entry in logs if entry["event"] == "paired.left_out"]
+    assert left_out["probes"] == ["relu2: larger than --paired-fetch-mib"]
     assert agent.value("paired_unmatched_probes", model="digits", kind="reference_model") == 1
 
 
