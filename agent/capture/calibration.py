@@ -26,7 +26,7 @@ from agent.replay import Port, ReplayError
 log = structlog.get_logger()
 
 _BATCH = 8
-_RUNS = 32
+_RUNS = 64
 """Plain runs that should fit into the time: enough for a few pairs of each session."""
 _RUNS_OF_A_PAIRING = 8
 _NEGLIGIBLE_SECONDS = 0.0005
@@ -53,7 +53,7 @@ class Calibration:
     ratio: float | None
     """An instrumented run over a plain one: the mean over the groups. None where nothing could be timed."""
     within: bool
-    """Whether the ratio keeps the budget, or is too small an amount to matter."""
+    """Whether the ratio keeps the budget as far as the timing can tell, or is too small an amount to matter."""
     timed: bool
     """Whether every group was timed; else the ratio is worked out from what was, by the elements in a group."""
 
@@ -117,13 +117,22 @@ class _Stand:
             ratios = self._each(plain, parted, inputs, whole.plain_seconds * _RUNS_OF_A_PAIRING)
             if not ratios:
                 return self.estimate(whole.excess, budget, count)
-            excess = max(0.0, fmean(ratios) - 1.0)
-            log.info("calibration.groups", groups=count, ratio=round(1 + excess, 3), timed=len(ratios))
-            more = groups.next_count(count, excess, budget, self._most)
+            excess = max(0.0, fmean(ratio.median for ratio in ratios) - 1.0)
+            error = sum(ratio.error**2 for ratio in ratios) ** 0.5 / len(ratios)
+            log.info(
+                "calibration.groups",
+                groups=count,
+                ratio=round(1 + excess, 3),
+                error=round(error, 3),
+                timed=len(ratios),
+            )
+            # The first number comes from the longest timing; a few pairs that scatter do not overrule it.
+            surely = max(0.0, excess - error)
+            more = groups.next_count(count, surely, budget, self._most)
             if more is None:
-                return Calibration(parted, 1 + excess, excess <= budget, len(ratios) == count)
+                return Calibration(parted, 1 + excess, surely <= budget, len(ratios) == count)
             if self._clock() >= self._deadline:
-                return self.estimate(excess * count, budget, more)
+                return self.estimate(surely * count, budget, more)
             count = more
 
     def estimate(self, excess: float, budget: float, count: int | None = None) -> Calibration:
@@ -134,13 +143,13 @@ class _Stand:
 
     def _each(
         self, plain: Session, parted: tuple[Group, ...], inputs: dict[str, NDArray[Any]], least_seconds: float
-    ) -> list[float]:
+    ) -> list[Ratio]:
         """The ratios of those groups for which there is time, each taking ``least_seconds`` at least."""
-        ratios: list[float] = []
+        ratios: list[Ratio] = []
         for place, names in enumerate(parted):
             if self._clock() + least_seconds > self._deadline:
                 break
-            ratios.append(self._ratio(plain, names, inputs, parts=len(parted) - place).median)
+            ratios.append(self._ratio(plain, names, inputs, parts=len(parted) - place))
         return ratios
 
     def _ratio(self, plain: Session, names: Group, inputs: dict[str, NDArray[Any]], parts: int) -> Ratio:

@@ -120,7 +120,7 @@ class Engine:
         if step == "give_up":
             raise error
         if step == "cpu":
-            del self._rotation  # its memory first
+            self._rotation.release()  # its memory first
             self._rotation = self._rotate(self._settings.device.on_cpu(), group)
             self.provider = self._rotation.current().provider
             self._tell(error, batch=size)

@@ -72,6 +72,10 @@ class Rotation(Generic[S]):
             self._build_seconds = self._begin - begin
         return self._sessions[self._turn]
 
+    def release(self) -> None:
+        """Forgets every session; they are built again when they are needed."""
+        self._sessions.clear()
+
     def ran(self, busy_seconds: float) -> None:
         """The current session has worked for ``busy_seconds`` in this turn; the turn passes on when it is over."""
         if self._resident or turn_is_over(self._build_seconds, busy_seconds, self._clock() - self._begin):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -30,6 +31,11 @@ class Ratio:
     pairs: int
     plain_seconds: float
     """Median time of the run that is compared with."""
+
+    @property
+    def error(self) -> float:
+        """How far off the median may be: its standard error, about, for ratios that scatter as a normal would."""
+        return self.spread / math.sqrt(self.pairs)
 
     @property
     def excess(self) -> float:
@@ -77,7 +83,7 @@ def _timed(run: Callable[[], object], stopped: Callable[[], bool], clock: Clock)
 
 
 def _sure(ratios: list[float]) -> bool:
-    return len(ratios) >= _SURE_PAIRS and _spread(ratios) / len(ratios) ** 0.5 < _SURE_ERROR
+    return len(ratios) >= _SURE_PAIRS and _spread(ratios) / math.sqrt(len(ratios)) < _SURE_ERROR
 
 
 def _spread(ratios: list[float]) -> float:

@@ -125,6 +125,24 @@ def test_where_even_the_cpu_has_no_room_the_request_is_given_up(monkeypatch: pyt
     assert notes.out == [4, 2]
 
 
+def test_where_the_cpu_cannot_take_over_the_requests_fail_and_the_next_are_tried_again() -> None:
+    gpu = Gpu(room=16)
+
+    def build(device: Device, part: Instrumented) -> Replayer:
+        if device.provider == "cpu":
+            raise OutOfMemory("std::bad_alloc")
+        return gpu.build(device, part)
+
+    observed = instrument(small_cnn())
+    groups = partition(observed.probes, observed.elements, 1)
+    under_test = Engine(observed, groups, CaptureSettings(DEVICE), Notes(), build=build, clock=Clock())
+    gpu.broken = True
+    with pytest.raises(OutOfMemory):
+        under_test.run(images(2))
+    gpu.broken = False
+    assert_same(under_test.run(images(2)), 2)
+
+
 def test_groups_take_turns_and_each_request_is_seen_by_inputs_and_outputs() -> None:
     under_test = engine(Gpu(16), Notes(), Clock(), groups=3)
     seen = [set(under_test.run(images(2))) for _ in range(4)]
