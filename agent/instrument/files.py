@@ -52,6 +52,8 @@ class ModelFile:
     """Initializer to its bytes [start, end) in the file: whole TensorProtos."""
     external_files: tuple[Path, ...] = ()
     """The files beside the model that hold its external data."""
+    stamp: tuple[int, ...] = ()
+    """Changes and sizes of these files when they were read."""
 
     @property
     def size(self) -> int:
@@ -62,8 +64,13 @@ class ModelFile:
 
     @property
     def plain(self) -> SessionModel:
-        """The model as it is."""
+        """The model as it is; raises InstrumentError where its file is another by now."""
+        self._unchanged()
         return SessionModel(str(self.path) if self.path is not None else self.proto.SerializeToString())
+
+    def _unchanged(self) -> None:
+        if self.path is not None and self.stamp != _stamp(self.path, *self.external_files):
+            raise InstrumentError(f"{self.path}: the file has changed since it was read")
 
     def write(self, proto: onnx.ModelProto, out: BinaryIO) -> None:
         """Writes ``proto``, a changed copy of this model's, with the weights that are still in this model's file."""
@@ -88,7 +95,9 @@ class ModelFile:
         """``proto``, a changed copy of this model's, for a session with ``options``; good until the block ends.
 
         A large model is written into a temporary file, which a session reads with half the memory that bytes take.
+        Raises InstrumentError where the model's own file is another by now: its weights would be another model's.
         """
+        self._unchanged()
         external = bool(self.external_files)
         config = dict(options)
         if self.path is not None and external:
@@ -119,6 +128,7 @@ def load(path: Path) -> onnx.ModelProto:
 
 def open_model(path: Path) -> ModelFile:
     """Reads a model but for its weights; raises InstrumentError where it is missing or no ONNX model."""
+    stamp = _stamp(path)  # before reading: a change meanwhile is noticed later
     try:
         with _mapped(path) as data:
             light, weights = _without_weights(data)
@@ -133,7 +143,16 @@ def open_model(path: Path) -> ModelFile:
     files = dict.fromkeys(external_data_helper.ExternalDataInfo(tensor).location for tensor in external)
     for tensor in external:
         _read_small(tensor, path)
-    return ModelFile(proto, path, weights, tuple(path.parent / file for file in files))
+    beside = tuple(path.parent / file for file in files)
+    return ModelFile(proto, path, weights, beside, stamp if not beside else _stamp(path, *beside))
+
+
+def _stamp(*files: Path) -> tuple[int, ...]:
+    try:
+        statuses = [file.stat() for file in files]
+    except OSError:
+        return ()
+    return tuple(number for status in statuses for number in (status.st_mtime_ns, status.st_size))
 
 
 def _read_small(tensor: onnx.TensorProto, path: Path) -> None:

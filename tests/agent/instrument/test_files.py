@@ -12,7 +12,7 @@ from onnx import TensorProto, helper
 
 from agent.instrument import InstrumentError, instrument, load, open_model
 from agent.instrument.files import EXTERNAL_FOLDER
-from agent.replay import Replayer, output_types
+from agent.replay import Replayer, ReplayError, output_types
 from tests.agent.instrument.checks import floats, graph, node, plain
 
 WIDTH = 256
@@ -58,6 +58,17 @@ def test_written_again_nothing_is_lost(tmp_path: Path, monkeypatch: pytest.Monke
     after = {tensor.name: tensor.SerializeToString() for tensor in whole.graph.initializer}
     assert {name: after[name] for name in before} == before
     assert whole.SerializeToString(deterministic=True) == instrumented.model.SerializeToString(deterministic=True)
+
+
+def test_a_file_that_was_replaced_is_not_taken_for_the_one_that_was_read(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    onnx.save(dense(), path)
+    instrumented = instrument(open_model(path))
+    onnx.save(dense(seed=1), path)
+    with pytest.raises(InstrumentError, match="has changed since it was read"), instrumented.session_model():
+        pass
+    with pytest.raises(ReplayError, match="has changed since it was read"):
+        Replayer(instrumented.subset({"r"}), threads=1, gpu_mem_limit=1 << 30)
 
 
 @pytest.mark.parametrize("threshold", [0, 1024], ids=["all external", "large external"])
