@@ -21,7 +21,7 @@ class Pooled:
 
 @dataclass(frozen=True, slots=True)
 class PooledOutputs:
-    """Names of the added model outputs of one probe, each (requests, channels) float32.
+    """Names of the added model outputs of one probe, each (requests, channels) float32; of a dense input its own name.
 
     A dense probe has one output: ``maximum`` equals ``mean`` and ``fraction`` is None.
     """

@@ -127,7 +127,9 @@ def instrument(model: onnx.ModelProto | ModelFile, infer: Infer | None = None) -
         raise InstrumentError(f"the model has no rectifier that can be probed{': ' + listing if listing else ''}")
     axes = input_axes(graph, batch)
     elements = {item.probe.name: _elements(graph, item) for item in chosen}
-    cost = Cost(elements, {item.probe.name: item.source.dense for item in chosen}, *own_work(graph, batch))
+    dense = {item.probe.name: item.source.dense for item in chosen}
+    given = frozenset(item.probe.name for item in chosen if item.probe.kind == "input" and item.source.given)
+    cost = Cost(elements, dense, given, *own_work(graph, batch))
     empty = Instrumented(file, proto, (), tuple(not_probed), {}, (), axes, cost, proto, chosen)
     return _assembled(file, proto, chosen, empty)
 
@@ -192,7 +194,9 @@ def _assembled(
     pooled: dict[str, PooledOutputs] = {}
     bodies: dict[str, list[tuple[str, Inner]]] = {}
     for item in chosen:
-        if item.inner is None:
+        if item.probe.kind == "input" and item.source.given:
+            pooled[item.probe.name] = PooledOutputs(item.probe.tensor, item.probe.tensor, None)
+        elif item.inner is None:
             pooled[item.probe.name] = pooling.add(item.source)
         else:
             bodies.setdefault(item.inner.place.owner, []).append((item.probe.name, item.inner))

@@ -30,7 +30,9 @@ class Cost:
     elements: Mapping[str, int | None]
     """By probe name: elements of the probed tensor; None where an extent is free."""
     dense: Mapping[str, bool]
-    """By probe name: whether it is fetched as it is."""
+    """By probe name: whether it needs no pooling."""
+    given: frozenset[str]
+    """Probes that are read from the request and not fetched."""
     operations: float
     """Floating-point operations of the model's convolutions and matrix products."""
     moved_bytes: float
@@ -45,6 +47,8 @@ class Cost:
 
     def fetched_bytes(self, probe: str, channels: int | None) -> int | None:
         """Bytes of one probe that leave the device."""
+        if probe in self.given:
+            return 0
         return None if channels is None else channels * _FLOAT_BYTES * (1 if self.dense[probe] else _VALUES)
 
     @property

@@ -53,6 +53,11 @@ class Source:
         """Whether each request has one value per channel, so that nothing needs pooling."""
         return self.rank == 2 and not self.layout.tokens
 
+    @property
+    def given(self) -> bool:
+        """Whether an input's pooled values are what the request brought: they need no way through the device."""
+        return self.dense and self.layout.requests == 0 and self.quantization is None
+
 
 class Pooling:
     """Makes the nodes, constants and outputs to be added to one graph."""

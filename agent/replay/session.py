@@ -58,7 +58,8 @@ class Replayer:
         self._pooled = instrumented.pooled
         self._batch_axes = instrumented.batch_axes
         self._original = frozenset(instrumented.outputs)
-        self._fetched = list(dict.fromkeys(name for one in instrumented.pooled.values() for name in one.names))
+        names = dict.fromkeys(name for one in instrumented.pooled.values() for name in one.names)
+        self._fetched = [name for name in names if name not in instrumented.batch_axes]
         self._session = open_session(instrumented, Device(threads, gpu_mem_limit, provider, engine_cache))
         if not self._fetched:
             self._fetched = list(instrumented.outputs)
@@ -111,7 +112,7 @@ class Replayer:
             fetched = self._unbound(inputs) if self.provider == CPU else self._bound(inputs, shrink)
         except Exception as error:  # onnxruntime's errors share no base class below Exception
             raise replay_error("cannot run the batch", error) from error
-        values = dict(zip(self._fetched, fetched, strict=True))
+        values = inputs | dict(zip(self._fetched, fetched, strict=True))
         read = {name: outputs.read(values, requests) for name, outputs in self._pooled.items()}
         return {name: pooled for name, pooled in read.items() if pooled is not None}
 
