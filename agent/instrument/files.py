@@ -12,6 +12,7 @@ import mmap
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import BinaryIO
@@ -105,14 +106,16 @@ class ModelFile:
         if self.path is None or not self.weights:
             yield SessionModel(proto.SerializeToString(), config)
             return
+        if external or self.path.stat().st_size <= _IN_MEMORY:
+            buffer = BytesIO()
+            self.write(proto, buffer)
+            yield SessionModel(buffer.getvalue(), config)
+            return
         with TemporaryDirectory(prefix="reluscope-") as folder:
             file = Path(folder) / "model.onnx"
             with file.open("wb") as out:
                 self.write(proto, out)
-            if external or file.stat().st_size <= _IN_MEMORY:
-                yield SessionModel(file.read_bytes(), config)
-            else:
-                yield SessionModel(str(file), config)
+            yield SessionModel(str(file), config)
 
 
 def load(path: Path) -> onnx.ModelProto:
