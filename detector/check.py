@@ -126,12 +126,12 @@ def prepare(
     probes = store.probes(version.id)
 
     def tested(batch: Batch) -> Measured:
-        now_ = store.summaries(version.id, batch.start, batch.end)
+        current = store.summaries(version.id, batch.start, batch.end)
         hour = hour_of(batch)
         # The same hour of other days, where the reference covers it: what comes with every morning is no change.
         before = None if hour is None else store.reference_hour(base.id, hour)
         before = before or Layered(base.summaries, base.effects)
-        return measure(probes, before.summaries, now_, settings, before.effects, batch.n / batch.windows)
+        return measure(probes, before.summaries, current, settings, before.effects, batch.n / batch.windows)
 
     limit = threshold(settings.false_page_days)
     evidence: Mapping[str, Evidence] = state.families if state else {}
