@@ -26,7 +26,7 @@ from agent.instrument.errors import InstrumentError
 
 _LARGE = 4096  # bytes of an initializer that stays in the file
 _SMALL_EXTERNAL = 1 << 16  # bytes of external data that are read, for they may be shapes
-_IN_MEMORY = 1 << 26  # bytes of a model that is handed to a session as bytes and not by a file of its own
+_IN_MEMORY = 1 << 23  # bytes of a model that is handed to a session as bytes and not by a file of its own
 _GRAPH, _INITIALIZER = 7, 5  # field numbers of ModelProto and GraphProto
 _NAME = 8
 _VALUES = frozenset({4, 5, 6, 7, 9, 10, 11})  # fields of TensorProto that hold values

@@ -30,7 +30,7 @@ def plain_table(cells: list[Cell]) -> str:
 
 
 def markdown_table(cells: list[Cell]) -> str:
-    """A line for each cell: time by the plain session's with quartiles; then processor time, memory and bytes of ours."""
+    """A line for each cell: time by the plain session's with quartiles; then our processor time, memory and bytes."""
     names = [name for name in cells[0]["contenders"] if name != "plain"]
     heads = ["model, batch, device", "plain, ms", *names, "processor time", "peak memory", "bytes out"]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
