@@ -1,0 +1,111 @@
+"""reluscope beside its peers on synthetic streams and on real activations, at one false-alarm rate."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+from tests.statistics import product
+from tests.statistics.contest import Entry, match
+from tests.statistics.digits import camera, corruptions
+from tests.statistics.peers.exchange import Scores, Streams
+from tests.statistics.peers.roster import PEERS, Peer, score, unavailable
+from tests.statistics.scenarios import HORIZON, N_REFERENCE, WINDOW, Family, families, streams
+
+OURS = "reluscope, one check"
+
+
+@dataclass(frozen=True, slots=True)
+class Contest:
+    """All detectors on one family of streams."""
+
+    family: str
+    entries: tuple[Entry, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """How many streams, and how long a slow peer may take."""
+
+    healthy: int
+    changed: int
+    seconds: float
+    """Per peer and family. A peer that needs longer gets fewer streams, one that would get under `FEWEST` none."""
+
+
+FEWEST = 20
+Run = Callable[[Streams], Scores]
+
+
+def synthetic(sizes: Sizes, workers: int, seed: int = 0) -> list[Contest]:
+    """Every family of `families`."""
+    contests = []
+    for number, family in enumerate(families()):
+        rng = np.random.default_rng([seed, number])
+        healthy, changed = _drawn(family, sizes, rng)
+        ours = match(
+            OURS,
+            product.score_channels(healthy),
+            {name: product.score_channels(one) for name, one in changed.items()},
+            healthy.reference.size + healthy.requests.size,
+        )
+        contests.append(Contest(family.name, (ours, *_peers(family.name, healthy, changed, sizes, workers))))
+    return contests
+
+
+def real(sizes: Sizes, workers: int, seed: int = 1) -> Contest:
+    """The digits CNN: 67 channels of five probes under `corruptions`."""
+    rng, shoot = np.random.default_rng(seed), camera().shoot
+    ours: dict[str, Scores] = {}
+    theirs: dict[str, Streams] = {}
+    for what in (None, *corruptions()):
+        name = "" if what is None else f"{what.kind} {what.degree}"
+        count = sizes.healthy if what is None else sizes.changed
+        before = [shoot(N_REFERENCE, rng) for _ in range(count)]
+        now = [shoot(HORIZON, rng, what) for _ in range(count)]
+        ours[name] = product.score_layers(before, now, WINDOW)
+        theirs[name] = Streams(product.means(before), product.means(now), WINDOW)
+    healthy, well = ours.pop(""), theirs.pop("")
+    entry = match(OURS, healthy, ours, well.reference.size + well.requests.size)
+    return Contest("digits CNN", (entry, *_peers("digits CNN", well, theirs, sizes, workers)))
+
+
+def _drawn(family: Family, sizes: Sizes, rng: np.random.Generator) -> tuple[Streams, dict[str, Streams]]:
+    healthy = streams(family.healthy, family.healthy, sizes.healthy, rng)
+    return healthy, {name: streams(family.healthy, now, sizes.changed, rng) for name, now in family.changes.items()}
+
+
+def _peers(family: str, healthy: Streams, changed: Mapping[str, Streams], sizes: Sizes, workers: int) -> list[Entry]:
+    """Every installed peer that is quick enough, in the order of `PEERS`; the slow ones start first."""
+
+    def run(peer: Peer) -> Entry | None:
+        share = _affordable(peer, healthy, changed, sizes.seconds)
+        count, each = int(share * sizes.healthy), max(1, int(share * sizes.changed))
+        if count < FEWEST:
+            return None
+        begun = time.monotonic()
+        some = healthy.first(count)
+        entry = match(
+            peer.name,
+            score(peer, some),
+            {name: score(peer, one.first(each)) for name, one in changed.items()},
+            some.reference.size + some.requests.size,
+        )
+        print(f"{family}: {peer.name}, {time.monotonic() - begun:.0f} s", file=sys.stderr, flush=True)
+        return entry
+
+    slow_first = sorted((peer for peer in PEERS if unavailable(peer) is None), key=lambda peer: -peer.microseconds)
+    with ThreadPoolExecutor(workers) as pool:
+        entries = dict(zip(slow_first, pool.map(run, slow_first), strict=True))
+    return [entry for peer in PEERS if (entry := entries.get(peer)) is not None]
+
+
+def _affordable(peer: Peer, healthy: Streams, changed: Mapping[str, Streams], seconds: float) -> float:
+    """The share of the streams that a peer gets through in time."""
+    values = sum(one.requests.size for one in (healthy, *changed.values()))
+    return min(1.0, seconds / (values * peer.microseconds * 1e-6))
