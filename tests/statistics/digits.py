@@ -34,10 +34,10 @@ class Corruption:
 
 def corruptions() -> list[Corruption]:
     """Five kinds in three degrees each."""
-    noise = [Corruption("noise", f"σ {s:g}", partial(_noisy, s)) for s in (0.02, 0.05, 0.1)]
-    blur = [Corruption("blur", f"{s:.0%}", partial(_blurred, s)) for s in (0.05, 0.1, 0.2)]
-    light = [Corruption("brightness", f"{s:.0%}", partial(_dimmed, s)) for s in (0.98, 0.96, 0.92)]
-    turn = [Corruption("rotation", f"{s}°", partial(_turned, s)) for s in (1, 2, 4)]
+    noise = [Corruption("noise", f"σ {s:g}", partial(_noisy, s)) for s in (0.005, 0.01, 0.03)]
+    blur = [Corruption("blur", f"{s:.0%}", partial(_blurred, s)) for s in (0.01, 0.03, 0.1)]
+    light = [Corruption("brightness", f"{s:.0%}", partial(_dimmed, s)) for s in (0.99, 0.98, 0.96)]
+    turn = [Corruption("rotation", f"{s}°", partial(_turned, s)) for s in (0.5, 1, 2)]
     mix = [
         Corruption("label mix", f"{s:.0%} more ones and sevens", partial(_dimmed, 1.0), only=(1, 7), share=s)
         for s in (0.1, 0.2, 0.4)

@@ -51,7 +51,7 @@ def counts(law: Law, n: int, channels: int, rng: np.random.Generator, sessions: 
 
 
 def summary(law: Law, cells: Ints) -> Summary:
-    """The summary of requests counted in a law's cells; pooled mean and maximum are one value, active is positive."""
+    """The summary of requests counted in a law's cells; pooled mean and maximum are one value."""
     channels = len(cells)
     channel, column = np.nonzero(cells[:, 1:])
     histogram = Histogram(
@@ -70,8 +70,8 @@ def summary(law: Law, cells: Ints) -> Summary:
         empty(channels),
         n=n,
         active=active,
-        fraction_sum=active.astype(np.float64),
-        fraction_sq_sum=active.astype(np.float64),
+        fraction_sum=cells @ law.fractions,
+        fraction_sq_sum=cells @ law.fractions**2,
         min=np.zeros(channels),
         max=np.where(active > 0, upper, 0.0),
         mean_histogram=histogram,
@@ -82,3 +82,20 @@ def summary(law: Law, cells: Ints) -> Summary:
 def draw(law: Law, n: int, channels: int, rng: np.random.Generator, sessions: Sessions = INDEPENDENT) -> Summary:
     """Independent channels, each of ``n`` requests."""
     return summary(law, counts(law, n, channels, rng, sessions))
+
+
+def part(whole: Summary, start: int, stop: int) -> Summary:
+    """A run of channels."""
+    first, last = np.searchsorted(whole.mean_histogram.channel, [start, stop])
+    old = whole.mean_histogram
+    histogram = Histogram(
+        old.scale,
+        old.zeros[start:stop],
+        old.channel[first:last] - start,
+        old.sign[first:last],
+        old.index[first:last],
+        old.count[first:last],
+    )
+    arrays = ("active", "nonfinite", "fraction_sum", "fraction_sq_sum", "mean", "m2", "min", "max")
+    cut = {name: getattr(whole, name)[start:stop] for name in arrays}
+    return Summary(n=whole.n, **cut, mean_histogram=histogram, max_histogram=histogram)

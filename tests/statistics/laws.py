@@ -14,8 +14,10 @@ from scipy.stats import gamma, lognorm
 
 from agent.summary.histogram import Floats, bucket_bounds, bucket_index
 
-_POSITIVE = {"gamma": (gamma(2.0), 4), "heavy": (lognorm(2.0), 2)}
-"""Distribution and histogram scale."""
+_POSITIVE = {"gamma": (gamma(2.0), 3), "heavy": (lognorm(2.0), 2)}
+"""Distribution and histogram scale; 60 to 70 buckets each, many more than the tests have bins."""
+COARSE = 1
+"""A scale of some 15 buckets, for cases in which every channel has many windows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,17 +29,29 @@ class Law:
     scale: int
     shares: Floats
     """Of zero, then of each bucket; sums to 1."""
+    graded: bool = False
+    """Whether a request activates a part of a channel's positions, as in convolutions: the more, the larger the value.
+    Else all or none."""
+
+    @property
+    def fractions(self) -> Floats:
+        """The active fraction of a request in each cell; most are small, which is hard on normal approximations."""
+        rank = np.arange(len(self.shares)) / (len(self.shares) - 1)
+        return np.asarray(rank**3 if self.graded else rank > 0, np.float64)
 
 
-def hurdle(zeros: float, values: str = "gamma", stretch: float = 1.0) -> Law:
+def hurdle(
+    zeros: float, values: str = "gamma", stretch: float = 1.0, graded: bool = False, scale: int | None = None
+) -> Law:
     """Zero with a probability, else of a gamma or a heavy-tailed log-normal distribution, stretched by a factor."""
-    positive, scale = _POSITIVE[values]
+    positive, usual = _POSITIVE[values]
+    scale = usual if scale is None else scale
     ends = np.array([positive.ppf(1e-3), positive.ppf(1 - 1e-3)])  # the rest is cut off, for speed
     first, last = bucket_index(ends * stretch, scale)
     index = np.arange(first, last + 1, dtype=np.int64)
     lower, upper = bucket_bounds(index, scale)
     shares = np.diff(positive.cdf(np.append(lower, upper[-1]) / stretch))
-    return Law(int(first), scale, np.concatenate([[zeros], (1 - zeros) * shares / shares.sum()]))
+    return Law(int(first), scale, np.concatenate([[zeros], (1 - zeros) * shares / shares.sum()]), graded)
 
 
 def cells(shares: Floats, zeros: float = 0.0) -> Law:

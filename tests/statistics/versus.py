@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -17,7 +17,7 @@ from tests.statistics.peers.exchange import Scores, Streams
 from tests.statistics.peers.roster import PEERS, Peer, score, unavailable
 from tests.statistics.scenarios import HORIZON, N_REFERENCE, WINDOW, Family, families, streams
 
-OURS = "reluscope, one check"
+OURS = ("reluscope, one check", "reluscope, over time")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,6 @@ class Sizes:
 
 
 FEWEST = 20
-Run = Callable[[Streams], Scores]
 
 
 def synthetic(sizes: Sizes, workers: int, seed: int = 0) -> list[Contest]:
@@ -48,20 +47,19 @@ def synthetic(sizes: Sizes, workers: int, seed: int = 0) -> list[Contest]:
     for number, family in enumerate(families()):
         rng = np.random.default_rng([seed, number])
         healthy, changed = _drawn(family, sizes, rng)
-        ours = match(
-            OURS,
+        ours = _ours(
             product.score_channels(healthy),
             {name: product.score_channels(one) for name, one in changed.items()},
             healthy.reference.size + healthy.requests.size,
         )
-        contests.append(Contest(family.name, (ours, *_peers(family.name, healthy, changed, sizes, workers))))
+        contests.append(Contest(family.name, (*ours, *_peers(family.name, healthy, changed, sizes, workers))))
     return contests
 
 
 def real(sizes: Sizes, workers: int, seed: int = 1) -> Contest:
     """The digits CNN: 67 channels of five probes under `corruptions`."""
     rng, shoot = np.random.default_rng(seed), camera().shoot
-    ours: dict[str, Scores] = {}
+    ours: dict[str, tuple[Scores, Scores]] = {}
     theirs: dict[str, Streams] = {}
     for what in (None, *corruptions()):
         name = "" if what is None else f"{what.kind} {what.degree}"
@@ -71,8 +69,15 @@ def real(sizes: Sizes, workers: int, seed: int = 1) -> Contest:
         ours[name] = product.score_layers(before, now, WINDOW)
         theirs[name] = Streams(product.means(before), product.means(now), WINDOW)
     healthy, well = ours.pop(""), theirs.pop("")
-    entry = match(OURS, healthy, ours, well.reference.size + well.requests.size)
-    return Contest("digits CNN", (entry, *_peers("digits CNN", well, theirs, sizes, workers)))
+    entries = _ours(healthy, ours, well.reference.size + well.requests.size)
+    return Contest("digits CNN", (*entries, *_peers("digits CNN", well, theirs, sizes, workers)))
+
+
+def _ours(healthy: tuple[Scores, Scores], changed: Mapping[str, tuple[Scores, Scores]], values: int) -> list[Entry]:
+    return [
+        match(name, healthy[way], {change: scores[way] for change, scores in changed.items()}, values)
+        for way, name in enumerate(OURS)
+    ]
 
 
 def _drawn(family: Family, sizes: Sizes, rng: np.random.Generator) -> tuple[Streams, dict[str, Streams]]:
