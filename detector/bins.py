@@ -28,27 +28,42 @@ def bin_count(n: Ints, n_reference: Ints) -> Ints:
 def common_bins(reference: Histogram, current: Histogram, bins: Ints) -> tuple[Ints, Ints]:
     """Counts of the values other than zero in equal-share bins of the reference.
 
-    ``bins`` has shape (channels,). Returns two arrays of shape (channels, MAX_BINS), reference and current; a channel
-    uses its first ``bins`` columns. A bucket goes to bin ``floor(bins * F(middle))`` with F the reference's cumulative
-    share, so buckets that only the current sample has follow the reference's order too.
+    ``bins`` has shape (channels,). Returns two arrays of shape (channels, largest of ``bins``), reference and current;
+    a channel uses its first ``bins`` columns. A bucket goes to bin ``floor(bins * F(middle))`` with F the reference's
+    cumulative share; buckets that only the current sample has follow the reference's order.
     """
     reference, current = same_scale(reference, current)
-    totals = np.bincount(reference.channel, reference.count, reference.channels)
-    before = np.concatenate([[0], np.cumsum(reference.count)])
-    starts = np.concatenate([[0.0], np.cumsum(totals)])[:-1]
-    share = bins / np.maximum(totals, 1)
+    starts, before = _offsets(reference), _cumulated(reference)
+    first, last = before[starts[:-1], None], before[starts[1:], None]
+    inner = np.arange(1, max(int(bins.max(initial=1)), 2))
+    # Twice the edges and middles, in whole numbers: shares computed in floats would split ties at random.
+    edges = 2 * first + -(-2 * inner * (last - first) // bins[:, None])
 
-    own = before[:-1] + reference.count / 2 - starts[reference.channel]
-    table = _table(reference, own * share[reference.channel], bins)
+    # Bins are runs of buckets, so looking up their few edges replaces a pass over all buckets.
+    place = np.searchsorted(before[:-1] + before[1:], edges)
+    used = (inner < bins[:, None]) & (last > first)
+    place = np.where(used, place, starts[1:, None])
+    table = np.diff(np.concatenate([first, before[place], last], axis=1), axis=1)
 
-    keys, wanted = order_key(reference), order_key(current)
-    place = np.searchsorted(keys, wanted)
-    found = place < len(keys)
-    found[found] = keys[place[found]] == wanted[found]
-    half = np.zeros(len(wanted))
-    half[found] = reference.count[place[found]] / 2
-    middle = before[place] + half - starts[current.channel]
-    return table, _table(current, middle * share[current.channel], bins)
+    limit = np.where(used, _first_keys(reference, starts, before, place, edges), _last_key(len(bins)))
+    place = np.searchsorted(order_key(current), limit)
+    starts, before = _offsets(current), _cumulated(current)
+    bounds = (before[starts[:-1], None], before[place], before[starts[1:], None])
+    return np.asarray(table, np.int64), np.asarray(np.diff(np.concatenate(bounds, axis=1), axis=1), np.int64)
+
+
+def totals(histogram: Histogram) -> Ints:
+    """Values counted per channel; the same as the histogram's own method, from one running sum."""
+    starts, before = _offsets(histogram), _cumulated(histogram)
+    return np.asarray(histogram.zeros + np.diff(before[starts]), np.int64)
+
+
+def above(histogram: Histogram, index: Ints) -> Ints:
+    """Positive values per channel in buckets beyond ``index``, shape (channels,)."""
+    channel = np.arange(histogram.channels, dtype=np.int64)
+    starts, before = _offsets(histogram), _cumulated(histogram)
+    place = np.searchsorted(order_key(histogram), (channel << 34) + np.maximum(index + (1 << 31), 0), side="right")
+    return np.asarray(before[starts[1:]] - before[place], np.int64)
 
 
 def merge_sparse(reference: Ints, current: Ints) -> tuple[Floats, Floats, Ints]:
@@ -58,11 +73,24 @@ def merge_sparse(reference: Ints, current: Ints) -> tuple[Floats, Floats, Ints]:
     number are zero. A remainder that stays too small joins the last full bin. Expectations come from the pooled
     counts, which are fixed under the null, so merging does not bend the test.
     """
-    rows = np.arange(len(reference))
     both = (reference + current).astype(np.float64)
     smaller = np.minimum(reference.sum(axis=1), current.sum(axis=1))
-    weight = smaller / np.maximum(both.sum(axis=1), 1)
-    expected = both * weight[:, None]
+    expected = both * (smaller / np.maximum(both.sum(axis=1), 1))[:, None]
+    full = expected >= MIN_EXPECTED
+    used = full.sum(axis=1)
+    # Most channels are continuous and have only full bins, then empty columns: nothing to merge.
+    tidy = (both[:, 1:] == 0) | full[:, 1:]
+    ready = full[:, 0] & tidy.all(axis=1) & (full[:, :-1] >= full[:, 1:]).all(axis=1)
+    left, right = reference.astype(np.float64), current.astype(np.float64)
+    rest = np.flatnonzero(~ready)
+    if len(rest):
+        left[rest], right[rest], used[rest] = _join(left[rest], right[rest], expected[rest])
+    return left, right, np.where(smaller > 0, used, 0)
+
+
+def _join(reference: Floats, current: Floats, expected: Floats) -> tuple[Floats, Floats, Ints]:
+    """Joins neighbours from the left, all channels abreast."""
+    rows = np.arange(len(reference))
     left, right = np.zeros(reference.shape), np.zeros(reference.shape)
     slot, filled = np.zeros(len(rows), np.int64), np.zeros(len(rows))
     last = reference.shape[1] - 1
@@ -76,7 +104,7 @@ def merge_sparse(reference: Ints, current: Ints) -> tuple[Floats, Floats, Ints]:
         close = (filled >= MIN_EXPECTED) & (remaining >= MIN_EXPECTED) & (slot < last)
         slot += close
         filled[close] = 0
-    return left, right, np.where(smaller > 0, slot + 1, 0)
+    return left, right, slot + 1
 
 
 def wasserstein(reference: Histogram, current: Histogram, channels: Ints) -> Floats:
@@ -103,15 +131,41 @@ def same_scale(a: Histogram, b: Histogram) -> tuple[Histogram, Histogram]:
     return downscale(a, scale), downscale(b, scale)
 
 
-def order_key(histogram: Histogram) -> Ints:
-    """One ascending integer per bucket that orders by channel, then by value."""
-    return np.asarray((histogram.channel << 34) + histogram.sign * (histogram.index + (1 << 31)), np.int64)
+def order_key(histogram: Histogram, which: Ints | slice = slice(None)) -> Ints:
+    """One ascending integer per bucket (of ``which``, if not all) that orders by channel, then by value."""
+    channel, sign, index = histogram.channel[which], histogram.sign[which], histogram.index[which]
+    return np.asarray((channel << 34) + sign * (index + (1 << 31)), np.int64)
 
 
-def _table(histogram: Histogram, position: Floats, bins: Ints) -> Ints:
-    column = np.minimum(position.astype(np.int64), bins[histogram.channel] - 1)
-    flat = np.bincount(histogram.channel * MAX_BINS + column, histogram.count, histogram.channels * MAX_BINS)
-    return flat.astype(np.int64).reshape(-1, MAX_BINS)
+def _last_key(channels: int) -> Ints:
+    """Above every key of a channel and below those of the next, shape (channels, 1)."""
+    return ((np.arange(channels, dtype=np.int64) << 34) + (1 << 33))[:, None]
+
+
+def _offsets(histogram: Histogram) -> Ints:
+    """Where each channel's buckets begin, and the end of the last: shape (channels + 1,)."""
+    return np.searchsorted(histogram.channel, np.arange(histogram.channels + 1))
+
+
+def _cumulated(histogram: Histogram) -> Ints:
+    """Values in all buckets before each, and in all: shape (buckets + 1,)."""
+    total = np.zeros(len(histogram.count) + 1, np.int64)
+    np.cumsum(histogram.count, out=total[1:])
+    return total
+
+
+def _first_keys(reference: Histogram, starts: Ints, before: Ints, place: Ints, edges: Ints) -> Ints:
+    """Per edge (doubled), the lowest key of the upper bin: shape (channels, edges).
+
+    A value between two of the reference's buckets is in the upper bin where all of the reference below it is.
+    """
+    end = starts[1:, None]
+    if not len(reference.channel):
+        return np.broadcast_to(_last_key(len(starts) - 1), place.shape)
+    own = order_key(reference, np.minimum(place, len(reference.channel) - 1))
+    after_lower = order_key(reference, np.maximum(place - 1, 0)) + 1
+    gap_is_upper = (place > starts[:-1, None]) & (2 * before[place] >= edges)
+    return np.where(gap_is_upper, after_lower, np.where(place < end, own, _last_key(len(starts) - 1)))
 
 
 def _values(histogram: Histogram, channel: int) -> tuple[Floats, Floats]:

@@ -1,7 +1,7 @@
 """Dead neurons: channels of a rectifier that no request activates any more.
 
-A bare boolean would hide the difference between a channel that died, one that never lived, one that nearly died and
-one about which too few requests are known. So each channel gets one of five labels.
+A bare boolean would hide the difference between a channel that died, one that never lived, one that nearly died, one
+that came to life and one about which too few requests are known. So each channel gets one of six labels.
 """
 
 from __future__ import annotations
@@ -15,12 +15,14 @@ from scipy.stats import beta
 
 from agent.summary import Summary
 from agent.summary.histogram import Floats, Ints
+from detector.proportions import Counts, share_above
 
-LABELS = ("dead_at_reference", "newly_dead", "dormant", "unresolved", "alive")
+LABELS = ("dead_at_reference", "newly_dead", "dormant", "unresolved", "revived", "alive")
 CONFIDENCE = 0.999
 """One-sided confidence of the reference rate's lower bound."""
 DORMANT_FALL = 0.1
-"""A channel is dormant when its rate is below this share of the reference rate's lower bound."""
+"""A channel is dormant when its rate is below this share of the reference rate's lower bound. The sequential test's
+alternative is this rate too."""
 _EXACT_COUNT = 500
 
 
@@ -36,8 +38,14 @@ class Dead:
     """Clopper-Pearson lower bound of the reference's active rate."""
     eligible: NDArray[np.bool_]
     """Whether the reference was active often enough for silence to mean something."""
+    fallen: NDArray[np.bool_]
+    """Eligible, and silent now or below `DORMANT_FALL` of the lower bound."""
     p_value: Floats
     """One-shot: the chance of so few active requests, given the reference. 1 where no fall is in question."""
+    e_value: Floats
+    """Likelihood ratio of "nearly dead" to "as active as the reference at least was"; 0 where not eligible."""
+    p_revived: Floats
+    """One-shot, where the reference was silent: the chance of so many active requests. 1 elsewhere."""
 
     @property
     def rate(self) -> Floats:
@@ -50,47 +58,86 @@ class Dead:
         return np.asarray(self.active_reference / np.maximum(self.n_reference, 1), np.float64)
 
 
-def dead(reference: Summary, current: Summary, min_active_rate: float = 0.01) -> Dead:
+def dead(
+    reference: Summary, current: Summary, min_active_rate: float = 0.01, *, design_effect: Floats | float = 1.0
+) -> Dead:
     """Tests every channel's active rate against its reference. Only for probes with an exact zero.
 
-    Raises ValueError where the channel counts differ.
+    ``design_effect`` divides the sample sizes: silence of correlated requests proves less. Raises ValueError where the
+    channel counts differ.
     """
     if reference.channels != current.channels:
         raise ValueError(f"cannot compare {current.channels} channels with a reference of {reference.channels}")
     k, n, k0, n0 = current.active, current.finite, reference.active, reference.finite
-    lower = clopper_pearson_lower(k0, n0)
+    lower = clopper_pearson_lower(k0 / design_effect, n0 / design_effect)
     eligible = lower >= min_active_rate
     fallen = eligible & (n > 0) & (k < np.maximum(n * lower * DORMANT_FALL, 1))
     p_value = np.ones(len(k))
-    p_value[fallen] = beta_binomial_tail(k[fallen], n[fallen], k0[fallen], n0[fallen])
-    return Dead(k, n, k0, n0, lower, eligible, p_value)
+    share = np.broadcast_to(1 / np.asarray(design_effect, np.float64), k.shape)
+    p_value[fallen] = beta_binomial_tail(
+        np.ceil(k * share)[fallen].astype(np.int64), (n * share)[fallen], (k0 * share)[fallen], (n0 * share)[fallen]
+    )
+    back = (k0 == 0) & (n0 > 0) & (k > 0)
+    p_revived = np.ones(len(k))
+    p_revived[back] = share_above(*(counts[back] * share[back] for counts in (k, n, k0, n0)))
+    return Dead(
+        active=k,
+        n=n,
+        active_reference=k0,
+        n_reference=n0,
+        lower=lower,
+        eligible=eligible,
+        fallen=fallen,
+        p_value=p_value,
+        e_value=np.where(eligible, likelihood_ratio(k * share, n * share, lower), 0.0),
+        p_revived=p_revived,
+    )
 
 
-def label(result: Dead, rejected: NDArray[np.bool_]) -> NDArray[np.str_]:
-    """One of `LABELS` per channel, given which p-values the correction for all channels rejected."""
+def label(result: Dead, rejected: NDArray[np.bool_], revived: NDArray[np.bool_] | None = None) -> NDArray[np.str_]:
+    """One of `LABELS` per channel, given which channels' falls, and revivals, the correction found sure."""
     silent = result.active == 0
     never = (result.active_reference == 0) & (result.n_reference > 0)
-    conditions = [silent & never & (result.n > 0), silent & rejected, ~silent & rejected, silent]
-    return np.select(conditions, LABELS[:4], default="alive")
+    back = never & ~silent & (np.False_ if revived is None else revived)
+    conditions = [silent & never & (result.n > 0), silent & rejected, ~silent & rejected, silent, back]
+    return np.select(conditions, LABELS[:5], default="alive")
 
 
-def requests_needed(lower: Floats, level: float) -> Floats:
-    """Requests without a single activation that settle, at ``level``, that a channel died: ln(level) / ln(1 - lower).
+def requests_needed(lower: Floats, level: float, alternative: float = 0.0) -> Floats:
+    """Requests without a single activation that settle, at ``level``, that a channel died.
 
-    ``level`` is the error rate divided by the number of channels; inf where ``lower`` is 0.
+    ln(level) / ln((1 - lower) / (1 - alternative * lower)). ``level`` is the error rate divided by the number of
+    channels; ``alternative`` is `DORMANT_FALL` for the sequential test, 0 for the one-shot bound. Inf where ``lower``
+    is 0.
     """
+    bound = np.minimum(lower, 1 - 1e-12)
     with np.errstate(divide="ignore"):
-        return np.asarray(np.ceil(np.log(level) / np.log1p(-np.minimum(lower, 1 - 1e-12))), np.float64)
+        return np.asarray(np.ceil(np.log(level) / (np.log1p(-bound) - np.log1p(-alternative * bound))), np.float64)
 
 
-def clopper_pearson_lower(k: Ints, n: Ints, confidence: float = CONFIDENCE) -> Floats:
+def likelihood_ratio(k: Counts, n: Counts, lower: Floats) -> Floats:
+    """(p1 / p)^k ((1 - p1) / (1 - p))^(n - k) with p = ``lower`` and p1 = `DORMANT_FALL` * p.
+
+    Its mean is at most 1 wherever the rate is ``lower`` or above, whatever is known of the past. Overflow is inf.
+    """
+    p = np.clip(lower, 1e-12, 1 - 1e-12)
+    dead_rate = DORMANT_FALL * p
+    with np.errstate(over="ignore"):
+        return np.asarray(
+            np.exp(k * np.log(DORMANT_FALL) + (n - k) * (np.log1p(-dead_rate) - np.log1p(-p))), np.float64
+        )
+
+
+def clopper_pearson_lower(k: Counts, n: Counts, confidence: float = CONFIDENCE) -> Floats:
     """Exact one-sided lower confidence bound of k/n; 0 where k is 0."""
     some = k > 0
-    bound = betaincinv(np.where(some, k, 1), np.where(some, n - k + 1, 1), 1 - confidence)
+    # The inverse is slow, and a layer's channels share few pairs of counts.
+    pairs, inverse = np.unique(np.where(some, k + 1j * n, 1 + 1j), return_inverse=True)
+    bound = betaincinv(pairs.real, pairs.imag - pairs.real + 1, 1 - confidence)[inverse]
     return np.where(some, bound, 0.0)
 
 
-def beta_binomial_tail(k: Ints, n: Ints, k_reference: Ints, n_reference: Ints) -> Floats:
+def beta_binomial_tail(k: Ints, n: Counts, k_reference: Counts, n_reference: Counts) -> Floats:
     """Chance of at most k active of n requests, given k_reference of n_reference and Jeffreys' prior.
 
     P(BetaBinomial(n, k_reference + 1/2, n_reference - k_reference + 1/2) <= k): summed exactly up to 500 terms, by a

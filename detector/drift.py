@@ -1,9 +1,9 @@
 """Drift of a probe against its reference, for all channels at once.
 
-A rectifier's channel is a hurdle: whether a request activates it at all, and how strongly if so. The two parts are
-tested apart, each with the smallest effect worth reporting *inside the null* (H0: Cohen's omega <= min_effect), and
-combined by Bonferroni. So a million requests do not turn a meaningless shift into an alarm, and a channel that is
-zero for nine requests in ten is not judged by its zeros alone.
+A rectifier's channel is a hurdle: whether a request activates it at all, how much of it, and how strongly if so. The
+parts are tested apart, each with the smallest effect worth reporting *inside the null* (H0: Cohen's omega <=
+min_effect), and combined by Bonferroni. So a million requests do not turn a meaningless shift into an alarm, and a
+channel that is zero for nine requests in ten is not judged by its zeros alone.
 """
 
 from __future__ import annotations
@@ -12,12 +12,16 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import chdtri
 from scipy.stats import ncx2
 
 from agent.summary import Summary
 from agent.summary.histogram import Floats, Ints
-from detector.bins import bin_count, common_bins, merge_sparse, wasserstein
+from detector.bins import bin_count, common_bins, merge_sparse, totals, wasserstein
 from detector.proportions import share_shift
+from detector.shares import fraction_shift
+
+PARTS = ("share of zeros", "values", "active fraction")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -28,24 +32,55 @@ class Drift:
     """Of the part that decides."""
     p_value: Floats
     effect: Floats
-    """Cohen's omega of the part that decides, less what chance contributes; symmetric in the samples, 0 to 2."""
+    """Cohen's omega of the part that decides, less what chance contributes; symmetric in the samples, 0 to 2. For the
+    active fraction: the shift of its mean in standard deviations."""
+    part: Ints
+    """Index into `PARTS` of the part that decides."""
     p_zero: Floats
     p_values: Floats
     """Of the part that differs from zero."""
+    p_fraction: Floats
     bins: Ints
     """Bins the values were compared in; fewer than 2 means that they could not be."""
-    psi: Floats
-    """Population stability index over zero and all bins."""
-    jensen_shannon: Floats
-    """Jensen-Shannon distance, base 2, 0 to 1, over zero and all bins."""
+    cells_reference: Floats
+    """Counts of zero and of every bin, shape (channels, cells)."""
+    cells: Floats
     n: Ints
     n_reference: Ints
 
+    @property
+    def psi(self) -> Floats:
+        """Population stability index over zero and all bins."""
+        return self.divergences(np.arange(len(self.n)))[0]
 
-def drift(reference: Summary, current: Summary, min_effect: float = 0.1) -> Drift:
-    """Tests every channel for a distribution of pooled means unlike the reference's.
+    @property
+    def jensen_shannon(self) -> Floats:
+        """Jensen-Shannon distance, base 2, 0 to 1, over zero and all bins."""
+        return self.divergences(np.arange(len(self.n)))[1]
 
-    Raises ValueError where the channel counts differ or ``min_effect`` is negative.
+    def divergences(self, channels: Ints) -> tuple[Floats, Floats]:
+        """PSI and Jensen-Shannon distance of the chosen channels."""
+        known = (self.n_reference[channels] > 0) & (self.n[channels] > 0)
+        return _divergences(self.cells_reference[channels], self.cells[channels], known)
+
+
+def drift(
+    reference: Summary,
+    current: Summary,
+    min_effect: float = 0.1,
+    *,
+    design_effect: Floats | float = 1.0,
+    reference_risk: float = 0.0,
+) -> Drift:
+    """Tests every channel for a distribution unlike the reference's.
+
+    ``design_effect`` (a number or an array of shape (channels,), at least 1) divides the sample sizes. With
+    ``reference_risk`` 0 the p-values hold on average over references and windows. For use in every window against one
+    and the same reference they must hold given that reference: a positive ``reference_risk`` widens the null by what
+    its finite size may hide, sqrt(chi2_{df, 1 - risk} / n0), so that a reference that is unlucky in a channel with
+    that probability does no harm.
+
+    Raises ValueError where the channel counts differ or an argument is out of range.
 
     >>> import numpy as np
     >>> from agent.summary import from_pooled
@@ -57,34 +92,51 @@ def drift(reference: Summary, current: Summary, min_effect: float = 0.1) -> Drif
     """
     if reference.channels != current.channels:
         raise ValueError(f"cannot compare {current.channels} channels with a reference of {reference.channels}")
-    if min_effect < 0:
-        raise ValueError(f"min_effect must not be negative: {min_effect}")
+    divisor = np.broadcast_to(np.asarray(design_effect, np.float64), reference.channels)
+    if min_effect < 0 or not 0 <= reference_risk < 1 or not (divisor >= 1).all():
+        raise ValueError(
+            f"min_effect {min_effect} must not be negative, reference_risk {reference_risk} must lie in [0, 1) "
+            "and the design effect must be at least 1"
+        )
     old, new = reference.mean_histogram, current.mean_histogram
-    n0, n = old.totals(), new.totals()
-    zero = share_shift(new.zeros, n, old.zeros, n0, min_effect)
+    n0, n = totals(old), totals(new)
+    tolerated = min_effect + hidden(1, n0 / divisor, reference_risk)
+    zero = share_shift(new.zeros / divisor, n / divisor, old.zeros / divisor, n0 / divisor, tolerated)
+    fraction = fraction_shift(reference, current, tolerated, divisor)
 
     m0, m = n0 - old.zeros, n - new.zeros
     p_counts, q_counts, bins = merge_sparse(*common_bins(old, new, bin_count(m, m0)))
-    statistic, p_values, effect = _chi_squared(p_counts, q_counts, bins, min_effect)
-    usable = bins >= 2
+    tolerated = min_effect + hidden(np.maximum(bins - 1, 1), m0 / divisor, reference_risk)
+    statistic, p_values, effect = _chi_squared(p_counts, q_counts, bins, tolerated, divisor)
 
-    parts = np.maximum(zero.testable.astype(np.int64) + usable, 1)
-    zero_decides = zero.p_value <= p_values
-    psi, jensen_shannon = _divergences(
-        np.column_stack([old.zeros, p_counts]), np.column_stack([new.zeros, q_counts]), (n0 > 0) & (n > 0)
-    )
+    parts = np.maximum(zero.testable.astype(np.int64) + (bins >= 2) + fraction.testable, 1)
+    p_parts = np.stack([zero.p_value, p_values, fraction.p_value])
+    part = p_parts.argmin(axis=0)
+    channel = np.arange(len(part))
     return Drift(
-        statistic=np.where(zero_decides, zero.statistic, statistic),
-        p_value=np.minimum(1, parts * np.minimum(zero.p_value, p_values)),
-        effect=np.where(zero_decides, zero.effect, effect),
+        statistic=np.stack([zero.statistic, statistic, fraction.statistic])[part, channel],
+        p_value=np.minimum(1, parts * p_parts[part, channel]),
+        effect=np.stack([zero.effect, effect, fraction.effect])[part, channel],
+        part=part,
         p_zero=zero.p_value,
         p_values=p_values,
+        p_fraction=fraction.p_value,
         bins=bins,
-        psi=psi,
-        jensen_shannon=jensen_shannon,
+        cells_reference=np.column_stack([old.zeros, p_counts]),
+        cells=np.column_stack([new.zeros, q_counts]),
         n=n,
         n_reference=n0,
     )
+
+
+def hidden(freedom: Ints | int, n_reference: Floats, risk: float) -> Floats:
+    """Cohen's omega that a reference of ``n_reference`` requests may hide, with probability ``1 - risk`` at most.
+
+    The reference's own omega^2 times its size is chi-squared with ``freedom`` degrees of freedom. 0 where risk is 0.
+    """
+    if risk == 0:
+        return np.zeros(np.shape(n_reference))
+    return np.asarray(np.sqrt(chdtri(freedom, risk) / np.maximum(n_reference, 1)), np.float64)
 
 
 def normed_wasserstein(reference: Summary, current: Summary, channels: Ints) -> Floats:
@@ -99,7 +151,9 @@ def normed_wasserstein(reference: Summary, current: Summary, channels: Ints) -> 
     return np.asarray(distance / np.where(unit > 0, unit, 1.0), np.float64)
 
 
-def _chi_squared(reference: Floats, current: Floats, bins: Ints, min_effect: float) -> tuple[Floats, Floats, Floats]:
+def _chi_squared(
+    reference: Floats, current: Floats, bins: Ints, min_effect: Floats, design_effect: Floats
+) -> tuple[Floats, Floats, Floats]:
     """Statistic, p-value and effect of the binned values; p is 1 where there are fewer than two bins.
 
     The denominators are the two samples' midpoints, which hold the variance steady away from equality for any ratio
@@ -111,7 +165,8 @@ def _chi_squared(reference: Floats, current: Floats, bins: Ints, min_effect: flo
     p, q = reference / np.maximum(m0, 1)[:, None], current / np.maximum(m, 1)[:, None]
     squared = (q - p) ** 2
     middle = (p + q) / 2
-    effective, freedom = m * m0 / np.maximum(m + m0, 1), np.maximum(bins - 1, 1)
+    effective = m * m0 / np.maximum(m + m0, 1) / design_effect
+    freedom = np.maximum(bins - 1, 1)
     omega = (squared / np.where(middle > 0, middle, 1)).sum(axis=1)
     with np.errstate(divide="ignore", invalid="ignore"):
         omega_reference = np.where(squared > 0, squared / p, 0).sum(axis=1)
@@ -122,7 +177,7 @@ def _chi_squared(reference: Floats, current: Floats, bins: Ints, min_effect: flo
     usable: NDArray[np.bool_] = bins >= 2
     p_value = np.ones(len(bins))
     p_value[usable] = ncx2_tail(statistic[usable], freedom[usable], (effective * min_effect**2 * stretch)[usable])
-    effect = np.sqrt(np.maximum(omega - (bins - 1) / np.maximum(effective, 1), 0))
+    effect = np.sqrt(np.maximum(omega - (bins - 1) / np.maximum(effective, 1e-300), 0))
     return np.where(usable, statistic, 0.0), p_value, np.where(usable, effect, 0.0)
 
 

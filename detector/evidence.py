@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from agent.summary import Summary
 from agent.wire import Probe
 from detector.dead import Dead
-from detector.drift import Drift
+from detector.drift import PARTS, Drift
 from detector.explosion import Explosion
 from detector.finding import ChannelEvidence
 
@@ -35,10 +35,10 @@ def of_dead(dead: Dead, labels: NDArray[np.str_], needed: NDArray[np.float64], c
 def of_drift(drift: Drift, reference: Summary, current: Summary, channel: int, distance: float) -> ChannelEvidence:
     """A channel that drifted; ``distance`` is its normed Wasserstein-1."""
     effect, p = float(drift.effect[channel]), float(drift.p_value[channel])
-    part = "share of zeros" if drift.p_zero[channel] <= drift.p_values[channel] else "values"
+    part, psi = PARTS[drift.part[channel]], float(drift.divergences(np.array([channel]))[0][0])
     text = (
         f"channel {channel}: {part} shifted by omega {effect:.2f}; mean {current.mean[channel]:.4g}, "
-        f"reference {reference.mean[channel]:.4g}; PSI {drift.psi[channel]:.2f}, "
+        f"reference {reference.mean[channel]:.4g}; PSI {psi:.2f}, "
         f"Wasserstein {distance:.2f} standard deviations; {p_text(p)}"
     )
     return ChannelEvidence(

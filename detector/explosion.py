@@ -8,6 +8,7 @@ import numpy as np
 
 from agent.summary import Summary
 from agent.summary.histogram import Floats, Histogram, Ints, bucket_index
+from detector.bins import above
 from detector.proportions import share_above
 
 FLOOR_SHARE = 0.1
@@ -30,11 +31,19 @@ class Explosion:
     n_reference: Ints
 
 
-def explosion(reference: Summary, current: Summary, factor: float = 10.0) -> Explosion:
+def explosion(
+    reference: Summary,
+    current: Summary,
+    factor: float = 10.0,
+    *,
+    design_effect: Floats | float = 1.0,
+    reference_risk: float = 0.0,
+) -> Explosion:
     """Tests every channel for requests above ``factor`` times the reference's maximum, or non-finite, beyond chance.
 
     A share of requests is tested, not the one largest value, so a single odd request pages nobody. The reference had
-    no request above its own maximum. Raises ValueError where the channel counts differ or factor is not above 1.
+    no request above its own maximum. ``design_effect`` divides the sample sizes; ``reference_risk`` is that of
+    `drift`. Raises ValueError where the channel counts differ or factor is not above 1.
     """
     if reference.channels != current.channels:
         raise ValueError(f"cannot compare {current.channels} channels with a reference of {reference.channels}")
@@ -46,8 +55,13 @@ def explosion(reference: Summary, current: Summary, factor: float = 10.0) -> Exp
     known = baseline > 0
     exceeding = np.where(known, exceeding, 0)
     now, before = np.full(current.channels, current.n), np.full(reference.channels, reference.n)
-    p_growth = share_above(exceeding, current.finite, np.zeros_like(exceeding), reference.finite)
-    p_nonfinite = share_above(current.nonfinite, now, reference.nonfinite, before)
+    share = 1 / np.asarray(design_effect, np.float64)
+    p_growth = share_above(
+        exceeding * share, current.finite * share, np.zeros(len(exceeding)), reference.finite * share, reference_risk
+    )
+    p_nonfinite = share_above(
+        current.nonfinite * share, now * share, reference.nonfinite * share, before * share, reference_risk
+    )
     return Explosion(
         growth=np.where(known, np.maximum(current.max, 0) / np.where(known, baseline, 1), 0.0),
         exceeding=exceeding,
@@ -62,5 +76,4 @@ def explosion(reference: Summary, current: Summary, factor: float = 10.0) -> Exp
 def _above(histogram: Histogram, bound: Floats) -> Ints:
     """Positive values per channel in buckets that lie wholly above ``bound``."""
     limit = bucket_index(np.maximum(bound, np.finfo(np.float64).tiny), histogram.scale)
-    over = (histogram.sign > 0) & (histogram.index > limit[histogram.channel])
-    return np.bincount(histogram.channel[over], histogram.count[over], histogram.channels).astype(np.int64)
+    return above(histogram, limit)

@@ -18,7 +18,7 @@ Cause = Literal[
     "slo_burn",
 ]
 Severity = Literal["critical", "warning"]
-DeadLabel = Literal["dead_at_reference", "newly_dead", "dormant", "unresolved", "alive"]
+DeadLabel = Literal["dead_at_reference", "newly_dead", "dormant", "unresolved", "revived", "alive"]
 
 
 @dataclass(frozen=True, slots=True)

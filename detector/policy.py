@@ -185,20 +185,20 @@ def _drift_finding(layer: LayerResult, drifted: Mask) -> Finding:
         for channel, far in zip(worst, distance, strict=True)
     )
     first = int(worst[0])
+    psi, jensen_shannon = (float(values[0]) for values in result.divergences(worst[:1]))
     return _finding(
         layer,
         "drift",
         drifted,
         shown,
-        summary=evidence.drift_sentence(
-            layer.probe, int(drifted.sum()), layer.current.channels, shown[0].effect, float(result.psi[first])
-        ),
+        summary=evidence.drift_sentence(layer.probe, int(drifted.sum()), layer.current.channels, shown[0].effect, psi),
         details={
-            "psi": float(result.psi[first]),
-            "jensen_shannon": float(result.jensen_shannon[first]),
+            "psi": psi,
+            "jensen_shannon": jensen_shannon,
             "wasserstein_normed": float(distance[0]),
             "p_zero": float(result.p_zero[first]),
             "p_values": float(result.p_values[first]),
+            "p_fraction": float(result.p_fraction[first]),
             "mean": float(layer.current.mean[first]),
             "mean_reference": float(layer.reference.mean[first]),
         },

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import betainc
-from scipy.stats import norm
+from scipy.special import betainc, betaincinv, ndtr
 
 from agent.summary.histogram import Floats, Ints
 
+Counts = Ints | Floats
 RARE_SHARE = 0.1
 """Below this share of the rarer outcome the normal approximation's tail is too light, and the exact test is used."""
 
@@ -28,15 +28,19 @@ class ShareShift:
     """Whether both outcomes occurred at all."""
 
 
-def share_shift(k: Ints, n: Ints, k_reference: Ints, n_reference: Ints, min_effect: float = 0.0) -> ShareShift:
+def share_shift(
+    k: Counts, n: Counts, k_reference: Counts, n_reference: Counts, min_effect: Floats | float = 0.0
+) -> ShareShift:
     """Tests H0: the share k/n is within ``min_effect`` (Cohen's omega) of the reference's share.
 
     The null's boundary is q = p ± min_effect * sqrt(p (1 - p)). Both samples' variances are taken at the estimate
     that is restricted to that boundary (Farrington and Manning, 1990), so a share near 0 or 1 is not called shifted
     too often. Where the rarer outcome is below `RARE_SHARE` the test is the exact conditional one for two Poisson
-    counts, which for binomial counts errs on the safe side. Two-sided.
+    counts, which for binomial counts errs on the safe side. Two-sided. Counts may be fractions: those of correlated
+    requests are divided by their design effect.
     """
     m, n0 = n.astype(np.float64), n_reference.astype(np.float64)
+    effect = np.broadcast_to(np.asarray(min_effect, np.float64), m.shape)
     safe_n, safe_n0 = np.maximum(m, 1), np.maximum(n0, 1)
     flip = k + k_reference > (m + n0) / 2  # count the rarer outcome
     x, x0 = np.where(flip, m - k, k), np.where(flip, n0 - k_reference, k_reference)
@@ -45,12 +49,12 @@ def share_shift(k: Ints, n: Ints, k_reference: Ints, n_reference: Ints, min_effe
     testable = (total > 0) & (m > 0) & (n0 > 0)
 
     upper = q >= p
-    p_null, q_null = _boundary(total, m, n0, np.where(upper, min_effect, -min_effect))
+    p_null, q_null = _boundary(total, m, n0, np.where(upper, effect, -effect))
     variance = q_null * (1 - q_null) / safe_n + p_null * (1 - p_null) / safe_n0
     deviation = np.sqrt(np.maximum(variance, 1e-300))
     step = 0.5 / safe_n + 0.5 / safe_n0  # Yates: half a request, so that discreteness never rejects too often
     z, margin = np.maximum(np.abs(q - p) - step, 0) / deviation, np.abs(q_null - p_null) / deviation
-    p_value = norm.sf(z - margin) + norm.sf(z + margin)
+    p_value = np.minimum(1, ndtr(margin - z) + ndtr(-margin - z))
     rare = testable & (total < RARE_SHARE * size)
     p_value[rare] = np.minimum(1, 2 * _conditional(x[rare], total[rare], m[rare], n0[rare], p_null[rare], q_null[rare]))
 
@@ -65,12 +69,19 @@ def share_shift(k: Ints, n: Ints, k_reference: Ints, n_reference: Ints, min_effe
     )
 
 
-def share_above(k: Ints, n: Ints, k_reference: Ints, n_reference: Ints) -> Floats:
-    """One-sided p-values for "the share k/n is above the reference's": exact given the total, safe at any size."""
-    total = (k + k_reference).astype(np.float64)
-    ones = np.ones(len(total))
+def share_above(k: Counts, n: Counts, k_reference: Counts, n_reference: Counts, reference_risk: float = 0.0) -> Floats:
+    """One-sided p-values for "the share k/n is above the reference's".
+
+    With ``reference_risk`` 0 exact given the total, on average over references. Else exact for one given reference,
+    against the upper Clopper-Pearson bound of its share at that risk.
+    """
     inside = (k > 0) & (n > 0) & (n_reference > 0)
-    tail = _upper_tail(k.astype(np.float64), total, n / np.maximum(n + n_reference, 1) * ones)
+    if reference_risk == 0:
+        total = (k + k_reference).astype(np.float64)
+        tail = _upper_tail(k.astype(np.float64), total, n / np.maximum(n + n_reference, 1) * np.ones(len(total)))
+    else:
+        bound = betaincinv(k_reference + 1.0, np.maximum(n_reference - k_reference, 1e-9), 1 - reference_risk)
+        tail = _upper_tail(k.astype(np.float64), n.astype(np.float64), bound)
     return np.where(inside, tail, 1.0)
 
 

@@ -68,6 +68,7 @@ def test_the_reference_is_not_compared_with_itself(store: FakeStore, rng: np.ran
         "newly_dead": 0,
         "dormant": 0,
         "unresolved": 0,
+        "revived": 0,
         "alive": 8,
         "drifted": 0,
         "exploded": 0,

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import false_discovery_control
 
-from detector.correction import benjamini_hochberg, reject_together
+from detector.correction import benjamini_hochberg, e_benjamini_hochberg, reject_together, reject_together_e
 
 P_VALUES = st.lists(st.floats(0, 1), min_size=1, max_size=60)
 
@@ -51,3 +51,20 @@ def test_under_the_null_the_family_wise_error_is_the_rate() -> None:
 def test_a_rate_outside_zero_and_one_is_refused(rate: float) -> None:
     with pytest.raises(ValueError, match="between 0 and 1"):
         benjamini_hochberg(np.array([0.5]), rate)
+
+
+def test_e_values_reject_as_in_the_definition_and_under_any_dependence() -> None:
+    # Wang and Ramdas (2022): the k largest, k the greatest with e_(k) >= m / (k rate).
+    e = np.array([100.0, 21.0, 0.5, 39.0, 1.0])
+    assert e_benjamini_hochberg(e, 0.05).tolist() == [True, False, False, False, False]
+    assert e_benjamini_hochberg(e, 0.1).tolist() == [True, True, False, True, False]
+    assert not e_benjamini_hochberg(np.ones(50), 0.05).any()
+    rng, false = np.random.default_rng(0), 0
+    for _ in range(4000):  # all channels see the same evidence: the worst case
+        false += int(e_benjamini_hochberg(np.full(20, 0.5 * rng.random() ** -0.5), 0.1).any())
+    assert false / 4000 <= 0.1
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        e_benjamini_hochberg(e, 0.0)
+    together = reject_together_e({"a": e[:2], "b": e[2:]}, 0.1)
+    assert [mask.tolist() for mask in together.values()] == [[True, True], [False, True, False]]
+    assert reject_together_e({}, 0.1) == {}

@@ -6,10 +6,18 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import betabinom, binomtest, fisher_exact
+from scipy.stats import betabinom, binom, binomtest, fisher_exact
 
 from agent.summary import empty
-from detector.dead import beta_binomial_tail, clopper_pearson_lower, dead, label, requests_needed
+from detector.dead import (
+    DORMANT_FALL,
+    beta_binomial_tail,
+    clopper_pearson_lower,
+    dead,
+    label,
+    likelihood_ratio,
+    requests_needed,
+)
 from tests.detector.fakes import summarise
 
 ints = np.array
@@ -55,13 +63,15 @@ def activations(n: int, *active: int) -> np.ndarray:
     return values
 
 
-def test_the_five_labels() -> None:
+def test_the_six_labels() -> None:
     #                                    dead  new  dormant  rare  alive  revived
     reference = summarise(activations(1000, 0, 300, 600, 12, 300, 0))
     current = summarise(activations(400, 0, 0, 2, 0, 120, 50))
     result = dead(reference, current)
     labels = label(result, result.p_value < 1e-6)
     assert labels.tolist() == ["dead_at_reference", "newly_dead", "dormant", "unresolved", "alive", "alive"]
+    assert label(result, result.p_value < 1e-6, result.p_revived < 1e-6)[5] == "revived"
+    assert result.p_revived[:5].tolist() == [1.0] * 5
     assert result.eligible.tolist() == [False, True, True, False, True, False]
 
 
@@ -91,3 +101,24 @@ def test_more_silence_never_weakens_the_verdict(n0: int, k0: int, n: int) -> Non
     reference = summarise(activations(n0, k0))
     shorter, longer = (dead(reference, summarise(activations(m, 0))).p_value[0] for m in (n, n + 50))
     assert longer <= shorter
+
+
+@pytest.mark.parametrize("p", [0.001, 0.05, 0.3, 0.9])
+def test_the_likelihood_ratio_is_an_e_value_and_needs_no_more_requests_than_it_says(p: float) -> None:
+    n = 200
+    k = np.arange(n + 1)
+    e = likelihood_ratio(k, np.full(n + 1, n), np.full(n + 1, p))
+    assert (binom.pmf(k, n, p) * e).sum() == pytest.approx(1)
+    assert (binom.pmf(k, n, min(1, 1.1 * p)) * e).sum() < 1
+    needed = int(requests_needed(ints([p]), 1e-7, DORMANT_FALL)[0])
+    silent = likelihood_ratio(ints([0, 0]), ints([needed - 1, needed]), ints([p, p]))
+    assert silent[0] < 1e7 <= silent[1]
+    assert needed <= 1.15 * requests_needed(ints([p]), 1e-7)[0] + 1
+
+
+def test_correlated_requests_prove_less() -> None:
+    reference, current = summarise(activations(1000, 300)), summarise(activations(100, 0))
+    alone, many = dead(reference, current), dead(reference, current, design_effect=ints([4.0]))
+    assert many.lower[0] < alone.lower[0]
+    assert np.log(alone.e_value[0]) / np.log(many.e_value[0]) == pytest.approx(4.6, rel=0.1)
+    assert many.p_value[0] > alone.p_value[0] ** 0.3

@@ -9,12 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.distance import jensenshannon
-from scipy.stats import chi2_contingency, ncx2, wasserstein_distance
+from scipy.stats import chi2, chi2_contingency, ncx2, ttest_ind, wasserstein_distance
 
 from agent.summary import Summary, empty, from_pooled, merge
 from agent.summary.histogram import downscale, from_values
 from detector.bins import MAX_BINS, MIN_EXPECTED, bin_count, common_bins, merge_sparse, wasserstein
-from detector.drift import Drift, drift, ncx2_tail, normed_wasserstein
+from detector.drift import PARTS, Drift, drift, hidden, ncx2_tail, normed_wasserstein
+from detector.sequential import calibrate
 from tests.detector.fakes import rectified, summarise
 
 RNG = np.random.default_rng
@@ -192,3 +193,66 @@ def test_histograms_of_unlike_scale_are_compared_at_the_coarser() -> None:
     coarse = common_bins(downscale(fine.mean_histogram, 3), from_values(new, 3), np.array([6, 6]))
     assert np.array_equal(p, coarse[0])
     assert np.array_equal(q, coarse[1])
+
+
+def pictures(rng: np.random.Generator, n: int, covered: float) -> Summary:
+    """Every picture activates some of 49 positions, so only the active fraction can tell."""
+    active = np.clip(rng.normal(covered, 0.1, (n, 3)), 0.02, 1)
+    mean = rng.gamma(2, size=(n, 3))
+    return from_pooled(mean, mean, active)
+
+
+def test_a_picture_that_is_covered_less_is_found_though_every_request_is_active() -> None:
+    rng = RNG(8)
+    result = drift(pictures(rng, 2000, 0.5), pictures(rng, 500, 0.45))
+    assert [PARTS[part] for part in result.part] == ["active fraction"] * 3
+    assert (result.p_value < 1e-6).all()
+    assert result.effect == pytest.approx([0.5] * 3, abs=0.12)
+    same = drift(pictures(rng, 2000, 0.5), pictures(rng, 500, 0.5), min_effect=0)
+    assert (same.p_fraction > 0.01).all()
+
+
+def test_the_active_fraction_agrees_with_welchs_test_and_is_left_out_where_it_is_all_or_nothing() -> None:
+    rng = RNG(9)
+    a, b = rng.beta(2, 5, (800, 50)), rng.beta(2, 5, (300, 50))
+    result = drift(from_pooled(a, a, a), from_pooled(b, b, b), min_effect=0)
+    assert result.p_fraction == pytest.approx(ttest_ind(a, b, equal_var=False).pvalue, rel=0.05, abs=0.01)
+    dense = drift(summarise(rectified(rng, 500, 4)), summarise(rectified(rng, 500, 4)))
+    assert (dense.p_fraction == 1).all()
+
+
+def test_the_design_effect_divides_the_sample_sizes() -> None:
+    """Requests that come four times over say no more than once."""
+    rng = RNG(10)
+    old, new = rectified(rng, 1000, 40), rectified(rng, 400, 40, scale=1.2)
+    once = drift(summarise(old), summarise(new))
+    often = drift(summarise(np.repeat(old, 4, axis=0)), summarise(np.repeat(new, 4, axis=0)), design_effect=4.0)
+    assert often.p_zero == pytest.approx(once.p_zero, rel=1e-6)
+    # More requests are cut into more bins; but for that the two agree.
+    assert np.median(np.log10(often.p_values)) == pytest.approx(np.median(np.log10(once.p_values)), abs=1.5)
+    naive = drift(summarise(np.repeat(old, 4, axis=0)), summarise(np.repeat(new, 4, axis=0)))
+    assert np.median(np.log10(naive.p_values)) < 3 * np.median(np.log10(once.p_values))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_given_any_one_reference_the_mean_e_value_of_windows_at_the_tolerated_shift_is_at_most_one(seed: int) -> None:
+    """What a frozen reference needs: without the wider null its own error would be evidence in every window."""
+    rng = RNG(seed)
+    old = np.repeat(rng.gamma(2, size=(800, 1)), 1500, axis=1)
+    new = rng.gamma(2, size=(300, 1500)) * 1.12  # omega is about .1
+    reference, current = summarise(old), summarise(new)
+    widened = calibrate(drift(reference, current, 0.1, reference_risk=0.01).p_value)
+    assert widened.mean() < 0.9
+    assert calibrate(drift(reference, current, 0.0).p_value).mean() > widened.mean()
+
+
+def test_what_a_reference_hides_shrinks_with_its_size() -> None:
+    assert hidden(1, np.array([100.0, 10_000.0]), 0.05) == pytest.approx([0.196, 0.0196], rel=1e-3)
+    assert hidden(5, np.array([800.0]), 0.01)[0] == pytest.approx(np.sqrt(chi2.isf(0.01, 5) / 800))
+    assert hidden(3, np.array([10.0]), 0.0).tolist() == [0.0]
+
+
+@pytest.mark.parametrize("wrong", [{"design_effect": 0.5}, {"reference_risk": 1.0}])
+def test_arguments_out_of_range_are_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="must"):
+        drift(empty(2), empty(2), **wrong)

@@ -1,0 +1,120 @@
+"""Evidence over time: an alarm budget for ever, instead of a p-value per check.
+
+Every channel of every layer has an e-Shiryaev-Roberts process of its own. In a window of ``d`` days with e-value ``e``,
+
+    R <- (R + d) * e,
+
+and a model's level in one test family is the mean over layers of the mean over the layer's channels,
+
+    M = mean_l mean_c R.
+
+Where each window's e-values have expectation at most 1 under no change, given all windows before, R is expected to
+grow by at most ``d``, and so is every mean of such processes, however the channels depend on each other: M less the
+days elapsed is a supermartingale. So the expected time until M reaches A is at least A days, P(alarm within t days) is
+at most t / A, and with a restart after every alarm at most t / A false alarms are expected in t days.
+
+The mean is taken over the processes and not over each window's e-values. A single shifted channel of a thousand then
+pays the factor 1 000 once; a mean of e-values would ask it of every window, and never see a shift that is not enormous.
+
+Time is counted in days, so the threshold is the budget itself and needs no length of window: irregular, joined and
+missing windows are all right. The same windows must never be used twice, and the reference must stay as it is.
+
+Sources: Shin, Ramdas and Rinaldo, "E-detectors" (2024), for the e-Shiryaev-Roberts process and mixtures of it; Vovk and
+Wang, "E-values" (2021), for the calibrator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from agent.summary.histogram import Floats
+
+FAMILIES = ("drift", "dead", "explosion")
+"""Test families that page on their own; each has a part of the budget."""
+MAX_E = 1e15
+"""Largest e-value of one window. Two such windows exceed any sensible budget; no p-value is exact further out."""
+CEILING = 10.0
+"""Of the threshold: evidence above it is forgotten, so that an alarm ends a few windows after its cause has."""
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """One test family's evidence against one model version since it began to count."""
+
+    layers: Mapping[str, Floats] = field(default_factory=dict)
+    """R per channel, in days; shape (channels,) each."""
+    days: float = 0.0
+    """Days of windows since the start, or since the end of the last alarm."""
+    alarm: bool = False
+
+    @property
+    def level(self) -> float:
+        """M, in days: the mean over layers of the mean over channels."""
+        means = [float(values.mean()) for values in self.layers.values() if len(values)]
+        return sum(means) / len(means) if means else 0.0
+
+
+def threshold(false_page_days: float, families: int = len(FAMILIES)) -> float:
+    """A, in days, so that ``families`` detectors together page falsely at most once in ``false_page_days``.
+
+    Raises ValueError where either is not positive.
+
+    >>> threshold(90)
+    270.0
+    """
+    if not false_page_days > 0 or families < 1:
+        raise ValueError(f"false_page_days must be positive and families at least 1: {false_page_days}, {families}")
+    return families * float(false_page_days)
+
+
+def calibrate(p_value: Floats, largest: float = MAX_E) -> Floats:
+    """The e-value p^(-1/2) / 2, at most ``largest``: its mean is 1 where p is uniform, less where p is conservative.
+
+    >>> calibrate(np.array([1.0, 0.25, 1e-4, 0.0]), 1e6).tolist()
+    [0.5, 1.0, 50.0, 1000000.0]
+    """
+    floor = 0.25 / largest**2
+    return np.asarray(np.minimum(0.5 / np.sqrt(np.maximum(p_value, floor)), largest), np.float64)
+
+
+def advance(before: Evidence, e_values: Mapping[str, Floats], days: float, limit: float) -> Evidence:
+    """Takes in one window of ``days`` days; ``limit`` is `threshold`'s A.
+
+    A layer that this window lacks, or that has another width than before, stays as it was but for the time; one that
+    was not there before starts at zero. An alarm holds until the level is below ``limit`` again; then all starts anew.
+    Raises ValueError where ``days`` or ``limit`` is not positive, or an e-value is negative or NaN.
+    """
+    if not days > 0 or not limit > 0:
+        raise ValueError(f"days and limit must be positive: {days}, {limit}")
+    layers: dict[str, Floats] = {name: values + days for name, values in before.layers.items()}
+    for name, values in e_values.items():
+        if not (values >= 0).all():
+            raise ValueError(f"an e-value of layer {name} is negative or not a number")
+        waiting = layers.get(name, np.full(len(values), days))
+        if len(waiting) == len(values):
+            layers[name] = waiting * np.minimum(values, MAX_E)
+    after = Evidence(layers, before.days + days, before.alarm)
+    level = after.level
+    if before.alarm and level < limit:
+        return Evidence({name: np.zeros_like(values) for name, values in layers.items()})
+    # Taking evidence away at any time keeps the supermartingale.
+    shrink = min(1.0, CEILING * limit / level) if level > 0 else 1.0
+    return Evidence({name: values * shrink for name, values in layers.items()}, after.days, level >= limit)
+
+
+def channel_e(evidence: Evidence, e_values: Mapping[str, Floats]) -> dict[str, Floats]:
+    """One e-value per channel for the list of channels: half from the newest window, half from all since the start.
+
+    R / days is an e-value at any given time, as is the newest window's, and so is their mean; a strong shift shows in
+    the first half at once, a weak one in the second after a while. Layers that ``e_values`` lacks are left out.
+    """
+    days = max(evidence.days, 1e-9)
+    mixed: dict[str, Floats] = {}
+    for name, newest in e_values.items():
+        known = evidence.layers.get(name)
+        past = known / days if known is not None and len(known) == len(newest) else np.zeros_like(newest)
+        mixed[name] = (newest + past) / 2
+    return mixed
