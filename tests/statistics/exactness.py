@@ -1,4 +1,4 @@
-"""Do summaries lose anything: shards against a single pass, and verdicts from histograms against scipy's on raw values."""
+"""Do summaries lose anything: shards against a single pass, verdicts from histograms against scipy's on raw values."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def _agreement(name: str, before: Source, now: Source, channels: int, rng: np.ra
 
 
 def _exact(old: Floats, new: Floats, bins: int) -> float:
-    """What a careful analyst does with the raw values: zeros in a 2x2 table, the others in the reference's quantiles."""
+    """What an analyst does with the raw values: zeros in a 2x2 table, the others in the reference's quantiles."""
     table = np.array([[(old == 0).sum(), (old != 0).sum()], [(new == 0).sum(), (new != 0).sum()]])
     parts = [chi2_contingency(table, correction=True).pvalue] if table.sum(axis=0).all() else []
     if bins >= 2:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import reduce
 
 import numpy as np
 
 from agent.replay import Pooled
 from agent.summary import Summary, from_pooled, merge
-from agent.summary.histogram import Floats, Ints
-from detector.dead import dead
+from agent.summary.histogram import Floats
+from detector.dead import Dead, dead
 from detector.design_effect import estimate
 from detector.drift import drift
 from detector.sequential import Evidence, advance, calibrate, threshold
 from tests.statistics.draws import part
-from tests.statistics.peers.exchange import Scores, Streams, timed
+from tests.statistics.peers.exchange import Scores, Streams
 
 SMALLEST = 1e-300
 WINDOWS_PER_DAY = 288
@@ -23,10 +25,12 @@ WINDOWS_PER_DAY = 288
 BUDGET_DAYS = 90.0
 UNCAPPED = 1e18
 """A limit that no evidence reaches, so that none is taken away."""
+REFERENCE_RISK = 0.1
+"""Of channels, for which a frozen reference may err by more than the widened null allows."""
 
 
 class Watch:
-    """A layer's tests, with everything that its reference's windows tell."""
+    """Tests against one reference, with everything that its windows tell."""
 
     def __init__(
         self,
@@ -34,9 +38,12 @@ class Watch:
         layers: Sequence[Sequence[Summary]],
         requests: float,
         min_effect: float = 0.1,
-        reference_risk: float = 0.0,
+        reference_risk: float = REFERENCE_RISK,
     ) -> None:
-        """``reference`` holds the channels of all ``layers`` side by side, ``layers`` each one's reference windows."""
+        """``reference`` holds the channels of all ``layers`` side by side, ``layers`` each one's reference windows.
+
+        ``requests`` is the size of the windows to come; the other two are the drift test's.
+        """
         self.reference, self._min_effect, self._risk = reference, min_effect, reference_risk
         effects = [estimate(reduce(merge, windows), windows).at(requests) for windows in layers]
         self.design_effect = np.concatenate(effects)
@@ -51,13 +58,13 @@ class Watch:
             reference_risk=self._risk,
         ).p_value
 
-    def dead(self, current: Summary) -> Floats:
-        """P-values per channel."""
-        return dead(self.reference, current).p_value
+    def dead(self, current: Summary) -> Dead:
+        """Of every channel."""
+        return dead(self.reference, current, design_effect=self.design_effect)
 
-    def e_values(self, current: Summary) -> Floats:
-        """Of drift, per channel."""
-        return calibrate(self.drift(current))
+    def e_values(self, current: Summary) -> tuple[Floats, Floats]:
+        """Of drift and of death, per channel."""
+        return calibrate(self.drift(current)), self.dead(current).e_value
 
 
 def windows(pooled: Pooled, size: int) -> list[Summary]:
@@ -68,53 +75,49 @@ def windows(pooled: Pooled, size: int) -> list[Summary]:
     ]
 
 
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """One window's verdicts by layer: p-values for a single check, e-values over time; (families, channels) each."""
+
+    p_values: Mapping[str, Floats]
+    e_values: Mapping[str, Floats]
+
+
+def judge(once: Watch, always: Watch, current: Summary) -> tuple[Floats, Floats]:
+    """P- and e-values of drift and death, shape (families, channels) both."""
+    p_values = np.stack([once.drift(current), once.dead(current).p_value])
+    return p_values, np.stack(always.e_values(current))
+
+
 def score_channels(streams: Streams, min_effect: float = 0.1) -> tuple[Scores, Scores]:
     """Streams of one channel, by single checks and over time; all at once, since channels do not see each other."""
+    begun = time.perf_counter()
     before = windows(_side_by_side(streams.reference), streams.window)
     count = len(streams.requests)
     layers = [[part(window, i, i + 1) for window in before] for i in range(count)]
-    now = windows(_side_by_side(streams.requests), streams.window)
-
-    def p_values(_: Streams) -> tuple[Floats, Ints, float]:
-        watch = Watch(reduce(merge, before), layers, streams.window, min_effect)
-        found = np.array([[watch.drift(window), watch.dead(window)] for window in now])
-        return found, np.arange(1, len(now) + 1) * streams.window, float("nan")
-
-    # Shape (windows, families, streams).
-    scored = timed(p_values, streams)
-    smallest = np.maximum(scored.values.min(axis=1).T, SMALLEST)
-    single = Scores(-np.log10(smallest), scored.times, scored.shipped, scored.seconds)
-    levels = [_over_time([{"layer": window[:, [i]]} for window in scored.values]) for i in range(count)]
-    return single, Scores(np.array(levels), scored.times, _shipped(), scored.seconds)
+    whole = reduce(merge, before)
+    once, always = (Watch(whole, layers, streams.window, min_effect, risk) for risk in (0.0, REFERENCE_RISK))
+    judged = [judge(once, always, window) for window in windows(_side_by_side(streams.requests), streams.window)]
+    streams_of = [[Judged({"layer": p[:, [i]]}, {"layer": e[:, [i]]}) for p, e in judged] for i in range(count)]
+    return _scores(streams_of, streams.window, time.perf_counter() - begun)
 
 
 def score_layers(
     references: Sequence[Mapping[str, Pooled]], requests: Sequence[Mapping[str, Pooled]], window: int
 ) -> tuple[Scores, Scores]:
     """Streams of a whole network, by single checks (the strongest channel of all layers counts) and over time."""
-    single, levels, seconds = [], [], 0.0
-    none = np.zeros((0, 0, 0))
+    begun = time.perf_counter()
+    tracks = []
     for before, now in zip(references, requests, strict=True):
-
-        def p_values(
-            _: Streams, before: Mapping[str, Pooled] = before, now: Mapping[str, Pooled] = now
-        ) -> tuple[Floats, Ints, float]:
-            found = []
-            for name, pooled in now.items():
-                past = windows(before[name], window)
-                watch = Watch(reduce(merge, past), [past], window)
-                found.append(np.array([[watch.drift(w), watch.dead(w)] for w in windows(pooled, window)]))
-            sizes.extend(part.shape[2] for part in found)
-            return np.concatenate(found, axis=2), np.zeros(0, np.int64), float("nan")
-
-        sizes: list[int] = []
-        scored = timed(p_values, Streams(none, none, window))
-        seconds += scored.seconds
-        single.append(-np.log10(np.maximum(scored.values.min(axis=(1, 2)), SMALLEST)))
-        ends = np.cumsum(sizes)[:-1]
-        levels.append(_over_time([dict(zip(now, np.split(one, ends, axis=1), strict=True)) for one in scored.values]))
-    times = np.arange(1, len(single[0]) + 1) * window
-    return Scores(np.array(single), times, float("nan"), seconds), Scores(np.array(levels), times, _shipped(), seconds)
+        found: dict[str, list[tuple[Floats, Floats]]] = {}
+        for name, pooled in now.items():
+            past = windows(before[name], window)
+            whole = reduce(merge, past)
+            once, always = (Watch(whole, [past], window, reference_risk=risk) for risk in (0.0, REFERENCE_RISK))
+            found[name] = [judge(once, always, current) for current in windows(pooled, window)]
+        looks = range(min(len(layer) for layer in found.values()))
+        tracks.append([Judged({n: found[n][i][0] for n in found}, {n: found[n][i][1] for n in found}) for i in looks])
+    return _scores(tracks, window, time.perf_counter() - begun)
 
 
 def means(captured: Sequence[Mapping[str, Pooled]]) -> Floats:
@@ -124,22 +127,25 @@ def means(captured: Sequence[Mapping[str, Pooled]]) -> Floats:
     )
 
 
-def _over_time(p_values: Iterable[Mapping[str, Floats]]) -> Floats:
-    """log10 of the evidence after each window, in windows: the larger of drift's and death's.
-
-    P-values per window and layer, of shape (families, channels).
-    """
-    evidence, track = [Evidence(), Evidence()], []
-    for layers in p_values:
-        for family, one in enumerate(evidence):
-            e = {name: calibrate(p[family]) for name, p in layers.items()}
-            evidence[family] = advance(one, e, 1.0, UNCAPPED)
-        track.append(max(one.level for one in evidence))
-    return np.log10(np.array(track))
+def _scores(tracks: Sequence[Sequence[Judged]], window: int, seconds: float) -> tuple[Scores, Scores]:
+    """Of single checks, -log10 of the smallest p-value; over time, log10 of the evidence, in windows."""
+    smallest = [[min(float(p.min()) for p in one.p_values.values()) for one in track] for track in tracks]
+    single = -np.log10(np.maximum(smallest, SMALLEST))
+    times = np.arange(1, single.shape[1] + 1) * window
+    levels = np.log10([_over_time(track) for track in tracks])
+    shipped = float(np.log10(threshold(BUDGET_DAYS) * WINDOWS_PER_DAY))
+    return Scores(single, times, float("nan"), seconds), Scores(levels, times, shipped, seconds)
 
 
-def _shipped() -> float:
-    return float(np.log10(threshold(BUDGET_DAYS) * WINDOWS_PER_DAY))
+def _over_time(track: Sequence[Judged]) -> list[float]:
+    """The larger of the evidence for drift and for death, after each window."""
+    evidence, levels = [Evidence(), Evidence()], []
+    for one in track:
+        for family in range(len(evidence)):
+            e = {name: values[family] for name, values in one.e_values.items()}
+            evidence[family] = advance(evidence[family], e, 1.0, UNCAPPED)
+        levels.append(max(family.level for family in evidence))
+    return levels
 
 
 def _side_by_side(values: Floats) -> Pooled:

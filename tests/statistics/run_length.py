@@ -19,7 +19,7 @@ from detector.sequential import Evidence, advance
 from tests.statistics.draws import INDEPENDENT, Sessions, draw, part
 from tests.statistics.laws import Law, at_omega, cells, hurdle, stretch_at, zeros_at
 from tests.statistics.parallel import spread
-from tests.statistics.product import Watch
+from tests.statistics.product import REFERENCE_RISK, Watch
 from tests.statistics.rates import CONFIDENCE
 from tests.statistics.scenarios import OMEGAS
 
@@ -44,6 +44,7 @@ class Life:
     channels: int = 1
     sessions: Sessions = INDEPENDENT
     min_effect: float = 0.1
+    reference_risk: float = REFERENCE_RISK
     changed: int | None = None
     """Channels that follow ``now``; the others stay as they were. None: all."""
 
@@ -169,14 +170,15 @@ def _simulate(piece: _Piece) -> tuple[int, Floats]:
         [[part(window, span.start, span.stop) for window in past] for span in spans],
         life.n,
         life.min_effect,
+        life.reference_risk,
     )
     evidence = [Evidence() for _ in spans]
     first, alarms = np.full(piece.models, np.inf), 0
     moved = np.arange(width) % life.channels < (life.channels if life.changed is None else life.changed)
     for number in range(1, piece.windows + 1):
-        e = watch.e_values(draw(life.now, life.n, width, rng, life.sessions))
+        e, _ = watch.e_values(draw(life.now, life.n, width, rng, life.sessions))
         if not moved.all():
-            e = np.where(moved, e, watch.e_values(draw(life.before, life.n, width, rng, life.sessions)))
+            e = np.where(moved, e, watch.e_values(draw(life.before, life.n, width, rng, life.sessions))[0])
         for model, span in enumerate(spans):
             was = evidence[model].alarm
             evidence[model] = advance(evidence[model], {"layer": e[span]}, 1.0, life.budget)
