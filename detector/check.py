@@ -1,29 +1,32 @@
-"""One check: a model version's newest windows against its reference."""
+"""One check: a model version's new windows against its reference, and what they add to the evidence so far."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import replace
 from datetime import datetime, timedelta
-from typing import Any, Literal, Protocol
+from itertools import islice
+from typing import Protocol
 
-import numpy as np
 import structlog
 
-from agent.summary import Summary
-from agent.wire import Probe
 from detector import reference_choice
-from detector.correction import reject_together
-from detector.dead import LABELS, Dead, dead, label, requests_needed
-from detector.drift import Drift, drift
-from detector.explosion import Explosion, explosion
+from detector.batches import Batch, cut, waiting
+from detector.dead import LABELS
+from detector.examine import Measured, accumulate, judge, measure
 from detector.finding import Check
-from detector.policy import LayerResult, Verdict, conclude
-from detector.store.types import ModelVersion, Reference, Span
+from detector.policy import LayerResult, conclude
+from detector.sequential import FAMILIES, Evidence, threshold
+from detector.settings import CheckSettings
+from detector.store.types import Advance, AlarmState, ModelVersion, Reference
+
+__all__ = ["CheckSettings", "CheckStore", "prepare", "run_all", "run_check"]
 
 log = structlog.get_logger()
+MOST_BATCHES = 60
+"""Of one check. After an outage the rest is left to the checks that follow, so that no check takes for ever."""
 
 
 class CheckStore(reference_choice.ReferenceStore, Protocol):
@@ -31,49 +34,9 @@ class CheckStore(reference_choice.ReferenceStore, Protocol):
 
     def versions(self, since: datetime) -> list[ModelVersion]: ...
     def current_versions(self) -> list[ModelVersion]: ...
-    def save_check(self, check: Check, runbook_versions: Mapping[str, int]) -> int: ...
+    def alarm_state(self, version_id: int) -> AlarmState | None: ...
+    def save_check(self, check: Check, runbook_versions: Mapping[str, int], advance: Advance | None = None) -> int: ...
     def try_model_lock(self, version_id: int) -> AbstractContextManager[bool]: ...
-
-
-@dataclass(frozen=True, slots=True)
-class CheckSettings:
-    """What the user decides about checks."""
-
-    fdr: float = 0.001
-    """Share of false channels among those reported, per check and test."""
-    min_effect: float = 0.1
-    """Cohen's omega up to which a shift does not matter."""
-    min_requests: int = 200
-    lookback_windows: int = 12
-    """Newest closed windows that may be joined to reach ``min_requests``."""
-    lookback_seconds: float = 86_400.0
-    """Windows older than this are not joined."""
-    reference_requests: int = 1000
-    """Requests after a deployment that make the automatic reference."""
-    min_active_rate: float = 0.01
-    """Channels active more seldom than this in the reference are not called dead."""
-    grace_seconds: float = 5.0
-    """How long after its end a window may still receive late summaries."""
-    explosion_factor: float = 10.0
-    active_seconds: float = 3600.0
-    """Versions without a window for this long are not checked any more."""
-
-    def __post_init__(self) -> None:
-        bounds = {
-            "fdr": 0 < self.fdr < 1,
-            "min_effect": self.min_effect >= 0,
-            "min_requests": self.min_requests >= 1,
-            "lookback_windows": self.lookback_windows >= 1,
-            "lookback_seconds": self.lookback_seconds > 0,
-            "reference_requests": self.reference_requests >= 1,
-            "min_active_rate": 0 < self.min_active_rate < 1,
-            "grace_seconds": self.grace_seconds >= 0,
-            "explosion_factor": self.explosion_factor > 1,
-            "active_seconds": self.active_seconds > 0,
-        }
-        wrong = [f"{name} = {getattr(self, name)}" for name, good in bounds.items() if not good]
-        if wrong:
-            raise ValueError(f"check settings out of range: {', '.join(wrong)}")
 
 
 def run_all(
@@ -97,8 +60,8 @@ def run_all(
             with store.try_model_lock(version.id) as mine:
                 if not mine:
                     continue
-                check = run_check(store, version, settings, now)
-                store.save_check(check, runbook_versions)
+                check, advance = prepare(store, version, settings, now)
+                store.save_check(check, runbook_versions, advance)
         except Exception as error:
             log.error("check.failed", model=version.model, version=version.version, error=str(error), exc_info=True)
             failures.append(error)
@@ -118,122 +81,100 @@ def run_all(
 
 
 def run_check(store: CheckStore, version: ModelVersion, settings: CheckSettings, now: datetime) -> Check:
-    """Compares the newest closed windows that hold enough requests with the reference; stores nothing but that.
+    """What a check would say now; stores nothing but a reference, where it makes one."""
+    return prepare(store, version, settings, now)[0]
 
-    Windows of the reference itself are never compared with it.
+
+def prepare(
+    store: CheckStore, version: ModelVersion, settings: CheckSettings, now: datetime
+) -> tuple[Check, Advance | None]:
+    """A check, and the step of the evidence that is to be stored with it; None where there was no new batch.
+
+    Windows are taken in once each, in order, batch by batch. The check speaks of the newest batch. Windows of the
+    reference itself are never compared with it.
     """
     began = time.monotonic()
-
-    def finish(status: Status, note: str = "", **fields: Any) -> Check:
-        values: dict[str, Any] = {
-            "reference_id": None, "window_start": None, "window_end": None, "n": 0, "layers": {}, "findings": ()
-        }  # fmt: skip
-        ended = now + timedelta(seconds=time.monotonic() - began)
-        return Check(
-            model_version_id=version.id, started_at=now, finished_at=ended, status=status, note=note, **values | fields
-        )
-
+    empty = Check(
+        model_version_id=version.id, reference_id=None, started_at=now, finished_at=now, window_start=None,
+        window_end=None, n=0, status="no_reference", note="", layers={}, findings=(),
+    )  # fmt: skip
     closed = now - timedelta(seconds=settings.grace_seconds)
     base = reference_choice.ensure(store, version, settings.reference_requests, closed)
     if base is None:
         seen = sum(span.n for span in store.spans(version.id, version.first_seen, closed))
-        return finish("no_reference", f"{seen} of {settings.reference_requests} requests for a reference", n=seen)
-    spans = _newest(_spans(store, version, base, settings, closed), settings)
-    n = sum(span.n for span in spans)
-    if n < settings.min_requests:
-        return finish("too_few_requests", f"{n} of {settings.min_requests} requests", reference_id=base.id, n=n)
-    start, end = spans[0].start, spans[-1].end
-    results, left_out, inputs_moved = examine(
-        store.probes(version.id), base.summaries, store.summaries(version.id, start, end), settings
+        return replace(empty, n=seen, note=f"{seen} of {settings.reference_requests} requests for a reference"), None
+    empty = replace(empty, reference_id=base.id)
+    stored = store.alarm_state(version.id)
+    state = _current(stored, base, closed, settings)
+    spans = store.spans(version.id, _since(stored, version, base, settings, closed), closed)
+    batches = list(islice(cut(spans, settings.min_requests, settings.lookback_windows), MOST_BATCHES))
+    if not batches and state is None:
+        n = waiting(spans, settings.lookback_windows)
+        note = f"{n} of {settings.min_requests} requests"
+        return replace(empty, status="too_few_requests", n=n, note=note), None
+
+    probes = store.probes(version.id)
+
+    def tested(batch: Batch) -> Measured:
+        now_ = store.summaries(version.id, batch.start, batch.end)
+        return measure(probes, base.summaries, now_, settings, base.effects, batch.n / batch.windows)
+
+    limit = threshold(settings.false_page_days)
+    evidence: Mapping[str, Evidence] = state.families if state else {}
+    for batch in batches:
+        measured = tested(batch)
+        evidence = accumulate(evidence, measured, batch.days, settings)
+    if not batches and state is not None:
+        batch = state.last  # nothing new: the same is said again
+        measured = tested(batch)
+    results, inputs_moved = judge(measured, evidence, batch.days, settings)
+    findings = tuple(
+        replace(finding, details=finding.details | {"alarm_evidence": evidence[finding.test].level / limit})
+        for finding in conclude(results, inputs_moved)
     )
-    findings = conclude(results, inputs_moved)
-    return finish(
-        "findings" if findings else "ok",
-        "; ".join(left_out),
-        reference_id=base.id,
-        window_start=start,
-        window_end=end,
-        n=n,
+    check = replace(
+        empty,
+        finished_at=now + timedelta(seconds=time.monotonic() - began),
+        status="findings" if findings else "ok",
+        note="; ".join(measured.left_out),
+        window_start=batch.start,
+        window_end=batch.end,
+        n=batch.n,
         layers={result.probe.name: _counts(result) for result in results},
         findings=findings,
+        alarms=_alarms(evidence, settings),
     )
+    if not batches:
+        return check, None
+    return check, Advance(stored.last.end if stored else None, AlarmState(base.id, batch, evidence))
 
 
-Status = Literal["ok", "findings", "no_reference", "too_few_requests"]
+def _current(
+    stored: AlarmState | None, base: Reference, closed: datetime, settings: CheckSettings
+) -> AlarmState | None:
+    """What is stored, unless it is about another reference or too old to be carried on."""
+    if stored is None or stored.reference_id != base.id:
+        return None
+    return stored if closed - stored.last.end <= timedelta(seconds=settings.lookback_seconds) else None
 
 
-def examine(
-    probes: Sequence[Probe], before: Mapping[str, Summary], now: Mapping[str, Summary], settings: CheckSettings
-) -> tuple[list[LayerResult], list[str], bool]:
-    """Tests every layer, with the false discovery rate held over all channels of all layers, test by test.
-
-    Returns the results in graph order, sentences on layers that could not be compared, and whether a test of the
-    inputs alone finds a shift: that one only helps to tell the cause, and raises no finding of its own.
-    """
-    left_out: list[str] = []
-    compared: list[Probe] = []
-    for probe in sorted(probes, key=lambda probe: probe.position):
-        old, new = before.get(probe.name), now.get(probe.name)
-        if old is None or new is None:
-            left_out.append(f"{probe.name} not compared: no data in the {'reference' if old is None else 'windows'}")
-        elif old.channels != new.channels:
-            left_out.append(f"{probe.name} not compared: {new.channels} channels, the reference has {old.channels}")
-        else:
-            compared.append(probe)
-    drifts = {p.name: drift(before[p.name], now[p.name], settings.min_effect) for p in compared}
-    explosions = {p.name: explosion(before[p.name], now[p.name], settings.explosion_factor) for p in compared}
-    deaths = {p.name: dead(before[p.name], now[p.name], settings.min_active_rate) for p in compared if p.exact_zero}
-    drifted = reject_together({name: result.p_value for name, result in drifts.items()}, settings.fdr)
-    exploded = reject_together({name: result.p_value for name, result in explosions.items()}, settings.fdr)
-    fallen = reject_together({name: result.p_value[result.eligible] for name, result in deaths.items()}, settings.fdr)
-    inputs = {p.name: drifts[p.name].p_value for p in compared if p.kind == "input"}
-    moved = any(bool(mask.any()) for mask in reject_together(inputs, settings.fdr).values())
-    level = settings.fdr / max(1, sum(int(result.eligible.sum()) for result in deaths.values()))
-
-    def result(p: Probe, change: Drift, burst: Explosion, death: Dead | None) -> LayerResult:
-        verdict = None
-        if death is not None:
-            rejected = np.zeros(len(death.p_value), np.bool_)
-            rejected[death.eligible] = fallen[p.name]
-            verdict = Verdict(death, label(death, rejected), requests_needed(death.lower, level))
-        return LayerResult(
-            probe=p,
-            reference=before[p.name],
-            current=now[p.name],
-            drift=change,
-            drifted=drifted[p.name],
-            explosion=burst,
-            exploded=exploded[p.name],
-            dead=verdict,
-        )
-
-    return (
-        [result(p, drifts[p.name], explosions[p.name], deaths.get(p.name)) for p in compared],
-        left_out,
-        moved,
-    )
-
-
-def _spans(
-    store: CheckStore, version: ModelVersion, base: Reference, settings: CheckSettings, closed: datetime
-) -> list[Span]:
-    """Closed windows of the lookback, ascending; only those after the reference where that is this version's own."""
+def _since(
+    stored: AlarmState | None, version: ModelVersion, base: Reference, settings: CheckSettings, closed: datetime
+) -> datetime:
+    """Where the windows begin that were not used yet; the reference's own never count."""
     since = closed - timedelta(seconds=settings.lookback_seconds)
     if base.source_version_id == version.id:
         since = max(since, base.end)
-    return store.spans(version.id, since, closed)
+    return since if stored is None else max(since, stored.last.end)
 
 
-def _newest(spans: Sequence[Span], settings: CheckSettings) -> list[Span]:
-    """As few of the newest windows as hold ``min_requests``."""
-    taken: list[Span] = []
-    total = 0
-    for span in reversed(spans[-settings.lookback_windows :]):
-        if total >= settings.min_requests:
-            break
-        taken.append(span)
-        total += span.n
-    return taken[::-1]
+def _alarms(evidence: Mapping[str, Evidence], settings: CheckSettings) -> dict[str, dict[str, float]]:
+    """By family: the evidence as a share of the threshold, and 1 for an alarm."""
+    limit = threshold(settings.false_page_days)
+    return {
+        family: {"evidence": evidence[family].level / limit, "alarm": float(evidence[family].alarm)}
+        for family in FAMILIES
+    }
 
 
 def _counts(result: LayerResult) -> dict[str, int]:

@@ -57,28 +57,44 @@ def unknown(channels: int) -> DesignEffect:
     return DesignEffect(np.full(channels, _upper(1.0, 0.0)), 1.0, 0, 0.0)
 
 
-def estimate(pooled: Summary, windows: Iterable[Summary]) -> DesignEffect:
-    """Of a layer, from its reference ``pooled`` and the windows that it was merged from; reads each window once.
+class Estimator:
+    """Takes in a layer's reference windows one by one, so that they need not be in memory together."""
 
-    Raises ValueError where a window has another number of channels.
-    """
-    whole = pooled.mean_histogram
-    bins = np.full(pooled.channels, QUARTERS, np.int64)
-    total, _ = common_bins(whole, whole, bins)
-    cells = np.column_stack([whole.zeros, total]).astype(np.float64)
-    squares, count, requests = np.zeros_like(cells), np.zeros(pooled.channels), 0
-    seen = 0
+    def __init__(self, pooled: Summary) -> None:
+        """``pooled`` is the reference itself: all the windows merged."""
+        whole = pooled.mean_histogram
+        self._n, self._whole, self._bins = pooled.n, whole, np.full(pooled.channels, QUARTERS, np.int64)
+        self._cells = self._counts(pooled)
+        self._squares, self._count = np.zeros_like(self._cells), np.zeros(pooled.channels)
+        self._windows = self._requests = 0
+
+    def add(self, window: Summary) -> None:
+        """Raises ValueError where the window has another number of channels."""
+        if window.channels != len(self._cells):
+            raise ValueError(f"a window has {window.channels} channels, its reference {len(self._cells)}")
+        n = window.finite
+        self._squares += self._counts(window) ** 2 / np.maximum(n, 1)[:, None]
+        self._count += n > 0
+        self._requests += window.n
+        self._windows += window.n > 0
+
+    def result(self) -> DesignEffect:
+        """Of the windows so far; `unknown` where they are not the reference's requests, each once."""
+        if self._requests != self._n:
+            return unknown(len(self._cells))
+        return _of_table(self._cells, self._squares, self._count, self._windows, self._requests)
+
+    def _counts(self, summary: Summary) -> Floats:
+        values = common_bins(self._whole, summary.mean_histogram, self._bins)[1]
+        return np.column_stack([summary.mean_histogram.zeros, values]).astype(np.float64)
+
+
+def estimate(pooled: Summary, windows: Iterable[Summary]) -> DesignEffect:
+    """Of a layer, from its reference ``pooled`` and the windows that it was merged from."""
+    estimator = Estimator(pooled)
     for window in windows:
-        if window.channels != pooled.channels:
-            raise ValueError(f"a window has {window.channels} channels, its reference {pooled.channels}")
-        n = window.finite.astype(np.float64)
-        _, here = common_bins(whole, window.mean_histogram, bins)
-        part = np.column_stack([window.mean_histogram.zeros, here]).astype(np.float64)
-        squares += part**2 / np.maximum(n, 1)[:, None]
-        count += n > 0
-        requests += window.n
-        seen += 1
-    return _of_table(cells, squares, count, seen, requests)
+        estimator.add(window)
+    return estimator.result()
 
 
 def _of_table(cells: Floats, squares: Floats, count: Floats, seen: int, requests: int) -> DesignEffect:

@@ -85,3 +85,5 @@ class Check:
     layers: dict[str, dict[str, int]]
     """Per layer: counts by dead label plus "drifted", "exploded", "channels"."""
     findings: tuple[Finding, ...]
+    alarms: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Per test family: "evidence" as a share of the alarm threshold, and "alarm", 1 or 0."""

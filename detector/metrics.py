@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from detector.dead import LABELS
 from detector.finding import Check
 from detector.store.types import ModelVersion, StoredCheck
 
@@ -192,6 +193,7 @@ def _check_metrics(live: Collection[Watched]) -> Iterator[GaugeMetricFamily]:
             if counts.get("channels")
         )
         yield _family(f"reluscope_layer_{name}_ratio", help_text, layer, ratios)
+    yield from _alarm_metrics(checked)
     yield _family(
         "reluscope_last_check_timestamp_seconds",
         "When the latest check ended, or when the version was first seen before the first one.",
@@ -203,6 +205,29 @@ def _check_metrics(live: Collection[Watched]) -> Iterator[GaugeMetricFamily]:
         "Requests behind the latest check.",
         model,
         (((w.model, w.version), float(check.n)) for w, check in checked),
+    )
+
+
+def _alarm_metrics(checked: Collection[tuple[Watched, Check]]) -> Iterator[GaugeMetricFamily]:
+    yield _family(
+        "reluscope_alarm_evidence",
+        "Evidence of change as a share of the alarm threshold, by test family; an alarm holds from 1 on.",
+        ("model", "version", "family"),
+        (((w.model, w.version, name), one["evidence"]) for w, check in checked for name, one in check.alarms.items()),
+    )
+    shares = []
+    for watched, check in checked:
+        # Layers without any label are no rectifiers: their channels cannot be dead.
+        layers = [counts for counts in check.layers.values() if sum(counts.get(label, 0) for label in LABELS)]
+        channels = sum(counts["channels"] for counts in layers)
+        if channels:
+            dead = sum(counts.get(label, 0) for counts in layers for label in DEAD)
+            shares.append(((watched.model, watched.version), dead / channels))
+    yield _family(
+        "reluscope_dead_ratio",
+        "Share of all rectifier channels that are dead, at the reference or newly; the objective is below 0.01.",
+        ("model", "version"),
+        shares,
     )
 
 

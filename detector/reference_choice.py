@@ -9,7 +9,9 @@ from typing import Protocol
 
 from agent.summary import Summary
 from agent.wire import Probe
-from detector.store.types import ModelVersion, Origin, Reference, Span
+from detector.batches import Span
+from detector.design_effect import DesignEffect, Estimator
+from detector.store.types import ModelVersion, Origin, Reference
 
 
 class ReferenceStore(Protocol):
@@ -25,6 +27,7 @@ class ReferenceStore(Protocol):
         end: datetime,
         n: int,
         summaries: Mapping[str, Summary],
+        effects: Mapping[str, DesignEffect],
     ) -> int: ...
     def previous_version(self, version_id: int) -> ModelVersion | None: ...
     def probes(self, version_id: int) -> list[Probe]: ...
@@ -70,19 +73,20 @@ def from_previous(store: ReferenceStore, version: ModelVersion, requests: int, u
         source.end,
         source.n,
         source.summaries,
+        source.effects,
     )
 
 
 def from_first_requests(store: ReferenceStore, version: ModelVersion, requests: int, until: datetime) -> Reference:
     """Makes a reference of the first ``requests`` requests; raises NoReference where there are fewer."""
-    span = _first_span(store, version, requests, until)
+    span = _first_spans(store, version, requests, until)
     if span is None:
         seen = sum(one.n for one in store.spans(version.id, version.first_seen, until))
         raise NoReference(
             f"{version.model}@{version.version} has {seen} of {requests} requests in closed windows: "
             "wait, or ask for fewer"
         )
-    return _save(store, version.id, "first_requests", version.id, *span)
+    return _from_spans(store, version, "first_requests", span)
 
 
 def from_windows(store: ReferenceStore, version: ModelVersion, start: datetime, end: datetime) -> Reference:
@@ -95,8 +99,7 @@ def from_windows(store: ReferenceStore, version: ModelVersion, start: datetime, 
             f"{version.model}@{version.version} has no requests in windows between "
             f"{start.isoformat()} and {end.isoformat()}"
         )
-    first, last, n = spans[0].start, spans[-1].end, sum(span.n for span in spans)
-    return _save(store, version.id, "windows", version.id, first, last, n, store.summaries(version.id, first, last))
+    return _from_spans(store, version, "windows", spans)
 
 
 def same_probes(a: Sequence[Probe], b: Sequence[Probe]) -> bool:
@@ -107,17 +110,27 @@ def same_probes(a: Sequence[Probe], b: Sequence[Probe]) -> bool:
     )
 
 
-def _first_span(
-    store: ReferenceStore, version: ModelVersion, requests: int, until: datetime
-) -> tuple[datetime, datetime, int, dict[str, Summary]] | None:
+def _first_spans(store: ReferenceStore, version: ModelVersion, requests: int, until: datetime) -> list[Span] | None:
     spans = store.spans(version.id, version.first_seen, until)
     total = 0
-    for span in spans:
+    for count, span in enumerate(spans, start=1):
         total += span.n
         if total >= requests:
-            start, end = spans[0].start, span.end
-            return start, end, total, store.summaries(version.id, start, end)
+            return spans[:count]
     return None
+
+
+def _from_spans(store: ReferenceStore, version: ModelVersion, origin: Origin, spans: Sequence[Span]) -> Reference:
+    """Merges the windows, and learns from how they differ how much less they say than independent requests would."""
+    start, end = spans[0].start, max(span.end for span in spans)
+    summaries = store.summaries(version.id, start, end)
+    estimators = {name: Estimator(summary) for name, summary in summaries.items()}
+    for span in spans:
+        for name, summary in store.summaries(version.id, span.start, span.end).items():
+            estimators[name].add(summary)
+    effects = {name: estimator.result() for name, estimator in estimators.items()}
+    n = sum(span.n for span in spans)
+    return _save(store, version.id, origin, version.id, start, end, n, summaries, effects)
 
 
 def _save(
@@ -129,8 +142,9 @@ def _save(
     end: datetime,
     n: int,
     summaries: Mapping[str, Summary],
+    effects: Mapping[str, DesignEffect],
 ) -> Reference:
-    store.save_reference(version_id, origin, source, start, end, n, summaries)
+    store.save_reference(version_id, origin, source, start, end, n, summaries, effects)
     saved = store.reference(version_id)
     if saved is None:
         raise NoReference(f"the reference of model version {version_id} vanished as it was saved")

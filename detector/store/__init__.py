@@ -1,5 +1,6 @@
 """Everything the detector keeps, in Postgres. `Store` is the one door; the modules beside it each hold one area."""
 
+from detector.batches import Span
 from detector.runbooks import Runbook
 from detector.store.errors import LostOwnership, StoreError, StoreRefused, StoreUnavailable
 from detector.store.facade import Store
@@ -10,7 +11,6 @@ from detector.store.types import (
     ModelVersion,
     Origin,
     Reference,
-    Span,
     StoredCheck,
 )
 

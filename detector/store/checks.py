@@ -17,7 +17,7 @@ from detector.store.tables import findings as finding_table
 from detector.store.tables import model_versions
 from detector.store.types import StoredCheck
 
-_CHECK = tuple(field.name for field in fields(Check) if field.name not in ("layers", "findings"))
+_CHECK = tuple(field.name for field in fields(Check) if field.name not in ("layers", "findings", "alarms"))
 _JSON = ("channels", "evidence", "details")
 _FINDING = tuple(field.name for field in fields(Finding) if field.name not in _JSON)
 
@@ -25,7 +25,8 @@ _FINDING = tuple(field.name for field in fields(Finding) if field.name not in _J
 def save(connection: Connection, check: Check, runbook_versions: Mapping[str, int]) -> int:
     """See `Store.save_check`."""
     values = {name: getattr(check, name) for name in _CHECK}
-    statement = insert(check_table).values(**values, layers=to_json(check.layers)).returning(check_table.c.id)
+    parts = {"layers": to_json(check.layers), "alarms": to_json(check.alarms)}
+    statement = insert(check_table).values(**values, **parts).returning(check_table.c.id)
     check_id = int(connection.execute(statement).scalar_one())
     rows = [_finding_row(check_id, finding, runbook_versions) for finding in check.findings]
     if rows:
@@ -69,7 +70,10 @@ def _read(connection: Connection, query: Select[Any]) -> list[StoredCheck]:
             model=row["model"],
             version=row["version"],
             check=Check(
-                **{name: row[name] for name in _CHECK}, layers=row["layers"], findings=tuple(findings[row["id"]])
+                **{name: row[name] for name in _CHECK},
+                layers=row["layers"],
+                findings=tuple(findings[row["id"]]),
+                alarms=from_json(row["alarms"]),
             ),
         )
         for row in rows

@@ -8,18 +8,21 @@ from datetime import datetime
 
 from agent.summary import Summary
 from agent.wire import Envelope, Probe
+from detector.batches import Span
+from detector.design_effect import DesignEffect
 from detector.finding import Check
 from detector.runbooks import Runbook
-from detector.store import alerts, checks, ingest, partitions, reading, references, versions
+from detector.store import alarms, alerts, checks, ingest, partitions, reading, references, versions
 from detector.store.database import Database
 from detector.store.types import (
+    Advance,
+    AlarmState,
     AlertRow,
     HistoryPoint,
     IngestResult,
     ModelVersion,
     Origin,
     Reference,
-    Span,
     StoredCheck,
 )
 
@@ -125,16 +128,30 @@ class Store:
         end: datetime,
         n: int,
         summaries: Mapping[str, Summary],
+        effects: Mapping[str, DesignEffect] | None = None,
     ) -> int:
         """Makes a new active reference in place of the former one, which is kept; its id."""
         with self._database.begin() as connection:
-            return references.save(connection, version_id, origin, source_version_id, start, end, n, summaries)
+            return references.save(
+                connection, version_id, origin, source_version_id, start, end, n, summaries, effects or {}
+            )
 
     # Checks
 
-    def save_check(self, check: Check, runbook_versions: Mapping[str, int]) -> int:
-        """Stores a check with its findings, each pinned to its alert's runbook version where there is one; its id."""
+    def alarm_state(self, version_id: int) -> AlarmState | None:
+        """How far the version's sequential tests have come; None before their first batch."""
         with self._database.begin() as connection:
+            return alarms.read(connection, version_id)
+
+    def save_check(self, check: Check, runbook_versions: Mapping[str, int], advance: Advance | None = None) -> int:
+        """Stores a check with its findings, each pinned to its alert's runbook version where there is one; its id.
+
+        The step of the evidence is stored with it or neither is; raises LostOwnership where another process has moved
+        the evidence on, so that no window ever counts twice.
+        """
+        with self._database.begin() as connection:
+            if advance is not None:
+                alarms.advance(connection, check.model_version_id, advance)
             return checks.save(connection, check, runbook_versions)
 
     def latest_checks(self, since: datetime) -> list[StoredCheck]:

@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, cast
 
+import numpy as np
 from sqlalchemy import Connection, RowMapping, insert, select, update
 
 from agent.summary import Summary
+from detector.design_effect import DesignEffect
 from detector.store import locks
 from detector.store.rows import summary_from_row, summary_to_row
 from detector.store.tables import model_references, reference_probes
@@ -23,7 +25,12 @@ def active(connection: Connection, version_id: int) -> Reference | None:
     if row is None:
         return None
     parts = connection.execute(select(reference_probes).where(reference_probes.c.reference_id == row["id"])).mappings()
-    return _reference(row, {part["name"]: summary_from_row(part) for part in parts})
+    summaries, effects = {}, {}
+    for part in parts:
+        summaries[part["name"]] = summary_from_row(part)
+        if part["design_effect"] is not None:
+            effects[part["name"]] = _effect(part)
+    return _reference(row, summaries, effects)
 
 
 def listing(connection: Connection, version_id: int) -> list[Reference]:
@@ -34,7 +41,7 @@ def listing(connection: Connection, version_id: int) -> list[Reference]:
         .where(table.model_version_id == version_id)
         .order_by(table.created_at.desc(), table.id.desc())
     )
-    return [_reference(row, {}) for row in rows.mappings()]
+    return [_reference(row, {}, {}) for row in rows.mappings()]
 
 
 def save(
@@ -46,6 +53,7 @@ def save(
     end: datetime,
     n: int,
     summaries: Mapping[str, Summary],
+    effects: Mapping[str, DesignEffect],
 ) -> int:
     """See `Store.save_reference`."""
     # Waits for another writer: an index allows one active reference, and the later one wins.
@@ -63,14 +71,33 @@ def save(
     }
     reference_id = int(connection.execute(insert(table).values(**values).returning(table.c.id)).scalar_one())
     rows = [
-        {"reference_id": reference_id, "name": name, **summary_to_row(summary)} for name, summary in summaries.items()
+        {"reference_id": reference_id, "name": name, **summary_to_row(summary), **_effect_row(effects.get(name))}
+        for name, summary in summaries.items()
     ]
     if rows:
         connection.execute(insert(reference_probes), rows)
     return reference_id
 
 
-def _reference(row: RowMapping, summaries: Mapping[str, Summary]) -> Reference:
+def _effect_row(effect: DesignEffect | None) -> dict[str, Any]:
+    return {
+        "design_effect": None if effect is None else effect.values.tolist(),
+        "design_estimate": None if effect is None else effect.estimate,
+        "design_windows": None if effect is None else effect.windows,
+        "design_requests": None if effect is None else effect.requests_per_window,
+    }
+
+
+def _effect(row: RowMapping) -> DesignEffect:
+    return DesignEffect(
+        values=np.array(row["design_effect"], np.float64),
+        estimate=row["design_estimate"],
+        windows=row["design_windows"],
+        requests_per_window=row["design_requests"],
+    )
+
+
+def _reference(row: RowMapping, summaries: Mapping[str, Summary], effects: Mapping[str, DesignEffect]) -> Reference:
     return Reference(
         id=row["id"],
         version_id=row["model_version_id"],
@@ -81,4 +108,5 @@ def _reference(row: RowMapping, summaries: Mapping[str, Summary]) -> Reference:
         n=row["n"],
         created_at=row["created_at"],
         summaries=summaries,
+        effects=effects,
     )

@@ -129,6 +129,39 @@ reference_probes = Table(
     Column("reference_id", Integer, primary_key=True),
     Column("name", Text, primary_key=True),
     *_summary_columns(),
+    Column("design_effect", ARRAY(Double)),
+    Column("design_estimate", Double),
+    Column("design_windows", Integer),
+    Column("design_requests", Double),
+)
+
+alarm_states = Table(
+    "alarm_states",
+    metadata,
+    Column("model_version_id", Integer, primary_key=True),
+    *_numbers(Integer, "reference_id"),
+    _time("batch_start"),
+    _time("batch_end"),
+    *_numbers(BigInteger, "n"),
+    *_numbers(Integer, "windows"),
+)
+
+alarm_families = Table(
+    "alarm_families",
+    metadata,
+    Column("model_version_id", Integer, primary_key=True),
+    Column("family", Text, primary_key=True),
+    *_numbers(Double, "days"),
+    Column("alarm", Boolean, nullable=False),
+)
+
+alarm_layers = Table(
+    "alarm_layers",
+    metadata,
+    Column("model_version_id", Integer, primary_key=True),
+    Column("family", Text, primary_key=True),
+    Column("layer", Text, primary_key=True),
+    Column("evidence", ARRAY(Double), nullable=False),
 )
 
 checks = Table(
@@ -144,6 +177,7 @@ checks = Table(
     *_numbers(BigInteger, "n"),
     *_text("status", "note"),
     Column("layers", JSONB, nullable=False),
+    Column("alarms", JSONB, nullable=False),
 )
 
 findings = Table(

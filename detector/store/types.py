@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal
 
 from agent.summary import Summary
+from detector.batches import Batch
+from detector.design_effect import DesignEffect
 from detector.finding import Check
+from detector.sequential import Evidence
 
 Origin = Literal["windows", "first_requests", "previous_version"]
 
@@ -43,12 +46,22 @@ class ModelVersion:
 
 
 @dataclass(frozen=True, slots=True)
-class Span:
-    """One window's span and its requests."""
+class AlarmState:
+    """How far the sequential tests of a model version have come."""
 
-    start: datetime
-    end: datetime
-    n: int
+    reference_id: int
+    last: Batch
+    """The newest batch that was taken in; windows that begin before its end are never used again."""
+    families: Mapping[str, Evidence]
+
+
+@dataclass(frozen=True, slots=True)
+class Advance:
+    """A step of the sequential tests, valid only from where it began."""
+
+    before: datetime | None
+    """End of the last batch that was stored before; None where nothing was."""
+    state: AlarmState
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +79,8 @@ class Reference:
     created_at: datetime
     summaries: Mapping[str, Summary]
     """By layer; empty in listings."""
+    effects: Mapping[str, DesignEffect] = field(default_factory=dict)
+    """Design effects by layer; layers of references made before there were any are absent."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,8 +17,9 @@ from scipy.stats import betabinom, chi2_contingency, fisher_exact
 from agent.summary import Summary
 from agent.wire import Probe
 from detector.bins import bin_count, common_bins, merge_sparse
-from detector.check import CheckSettings, examine
+from detector.examine import accumulate, judge, measure
 from detector.policy import conclude
+from detector.settings import CheckSettings
 from tests.detector.fakes import probe, rectified, summarise
 
 PER_LAYER = 1000
@@ -32,10 +33,11 @@ def make(channels: int, n: int, seed: int) -> dict[str, Summary]:
 
 
 def product(probes: list[Probe], before: dict[str, Summary], now: dict[str, Summary]) -> float:
-    """Seconds of all tests, the correction and the findings."""
+    """Seconds of all tests, the evidence over time, the lists of channels and the findings."""
+    settings, days = CheckSettings(), 5 / 1440
     begun = time.perf_counter()
-    results, _, moved = examine(probes, before, now, CheckSettings())
-    conclude(results, moved)
+    measured = measure(probes, before, now, settings)
+    conclude(*judge(measured, accumulate({}, measured, days, settings), days, settings))
     return time.perf_counter() - begun
 
 

@@ -13,8 +13,10 @@ from numpy.typing import NDArray
 
 from agent.summary import Summary, from_pooled, merge
 from agent.wire import Probe, ProbeKind
+from detector.batches import Span
+from detector.design_effect import DesignEffect
 from detector.finding import Check
-from detector.store.types import ModelVersion, Origin, Reference, Span
+from detector.store.types import Advance, AlarmState, ModelVersion, Origin, Reference
 
 START = datetime(2026, 1, 31, 12, 0, tzinfo=UTC)
 WINDOW = timedelta(minutes=1)
@@ -28,6 +30,7 @@ class FakeStore:
     layers: dict[int, list[Probe]] = field(default_factory=dict)
     windows: dict[int, list[tuple[Span, dict[str, Summary]]]] = field(default_factory=dict)
     saved_references: list[Reference] = field(default_factory=list)
+    alarm_states: dict[int, AlarmState] = field(default_factory=dict)
     saved_checks: list[tuple[Check, dict[str, int]]] = field(default_factory=list)
     locked_elsewhere: set[int] = field(default_factory=set)
     superseded: set[int] = field(default_factory=set)
@@ -78,15 +81,23 @@ class FakeStore:
         end: datetime,
         n: int,
         summaries: Mapping[str, Summary],
+        effects: Mapping[str, DesignEffect] | None = None,
     ) -> int:
         number = len(self.saved_references) + 1
         self.saved_references.append(
-            Reference(number, version_id, origin, source_version_id, start, end, n, end, dict(summaries))
+            Reference(number, version_id, origin, source_version_id, start, end, n, end, dict(summaries), effects or {})
         )
         return number
 
-    def save_check(self, check: Check, runbook_versions: Mapping[str, int]) -> int:
+    def alarm_state(self, version_id: int) -> AlarmState | None:
+        return self.alarm_states.get(version_id)
+
+    def save_check(self, check: Check, runbook_versions: Mapping[str, int], advance: Advance | None = None) -> int:
         self.saved_checks.append((check, dict(runbook_versions)))
+        if advance is not None:
+            known = self.alarm_states.get(check.model_version_id)
+            assert advance.before == (known.last.end if known else None)
+            self.alarm_states[check.model_version_id] = advance.state
         return len(self.saved_checks)
 
     @contextmanager

@@ -53,6 +53,7 @@ def check(version_id: int, *findings: Finding, at: datetime = NOW) -> Check:
         note="",
         layers={"relu2": counts, "empty": {"channels": 0}},
         findings=findings,
+        alarms={"drift": {"evidence": 0.25, "alarm": 0.0}, "dead": {"evidence": 10.0, "alarm": 1.0}},
     )
 
 

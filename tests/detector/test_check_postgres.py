@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 import numpy as np
+import pytest
 from click.testing import CliRunner
 
 from agent.wire import Deployment, Envelope, ProbeWindow, Window
 from detector import reference
-from detector.check import CheckSettings, run_all
-from detector.store import Store
+from detector.check import CheckSettings, prepare, run_all
+from detector.store import LostOwnership, Store
 from tests.detector.fakes import START, WINDOW, probe, rectified, summarise
 
 PROBES = (probe("image", 0, 1, "input"), probe("relu", 1, 8))
@@ -62,4 +64,43 @@ def test_a_bad_deployment_is_found_against_the_version_before(database_url: str)
     arguments = ["auto", "--model", "digits", "--requests", "400", "--database-url", database_url]
     made = CliRunner().invoke(reference.command, arguments)
     assert "first_requests" in made.output
+    store.close()
+
+
+def test_the_evidence_is_stored_with_the_check_and_only_from_where_it_began(database_url: str) -> None:
+    store = Store(database_url)
+    store.ingest("windows", 0, None, 10, messages("1", 0, 4))
+    version = store.model_version("digits", "1")
+    assert version is not None
+    assert store.alarm_state(version.id) is None
+    now = START + 4 * WINDOW + timedelta(seconds=10)
+    check, advance = prepare(store, version, SETTINGS, now)
+    assert advance is not None
+    store.save_check(check, {}, advance)
+    state = store.alarm_state(version.id)
+    assert state is not None
+    assert (state.reference_id, state.last) == (advance.state.reference_id, advance.state.last)
+    for family, evidence in advance.state.families.items():
+        kept = state.families[family]
+        assert (kept.days, kept.alarm) == (evidence.days, evidence.alarm)
+        assert {name: r.tolist() for name, r in kept.layers.items()} == {
+            name: r.tolist() for name, r in evidence.layers.items()
+        }
+    effects = store.reference(version.id).effects  # type: ignore[union-attr]
+    assert effects["relu"].windows == 2
+    assert effects["relu"].values.shape == (8,)
+
+    with pytest.raises(LostOwnership, match="another process"):
+        store.save_check(check, {}, advance)  # as by a replica that read the same state
+    assert len(store.checks(version.id, START, 10)) == 1
+    assert prepare(store, version, SETTINGS, now)[1] is None
+    store.ingest("windows", 0, 10, 20, [replace(messages("1", 4, 5)[1], seq=99)])
+    check, advance = prepare(store, version, SETTINGS, now + WINDOW)
+    assert advance is not None
+    assert advance.before == state.last.end
+    store.save_check(check, {}, advance)
+    with pytest.raises(LostOwnership):
+        store.save_check(check, {}, advance)
+    stored = store.checks(version.id, START, 1)[0].check
+    assert stored.alarms == check.alarms
     store.close()

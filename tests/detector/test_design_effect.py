@@ -66,7 +66,7 @@ def test_channels_without_variation_and_empty_windows_do_no_harm() -> None:
     values[:, 1] = 2.0
     parts = [summarise(values), summarise(values[:0]), summarise(values)]
     effect = estimate(reduce(merge, parts), parts)
-    assert effect.estimate == 1.0
+    assert (effect.estimate, effect.windows) == (1.0, 2)
     assert np.isfinite(effect.values).all()
     with pytest.raises(ValueError, match="2 channels, its reference 3"):
         estimate(parts[0], [summarise(np.zeros((5, 2)))])

@@ -45,6 +45,9 @@ def test_findings_and_ratios_of_the_latest_check() -> None:
     assert value(exported, "reluscope_layer_drifted_ratio", **about, layer="relu2") == 0.25
     assert value(exported, "reluscope_layer_dead_ratio", **about, layer="empty") is None
     assert value(exported, "reluscope_check_requests", **about) == 500
+    assert value(exported, "reluscope_alarm_evidence", **about, family="drift") == 0.25
+    assert value(exported, "reluscope_alarm_evidence", **about, family="dead") == 10
+    assert value(exported, "reluscope_dead_ratio", **about) == 0.5
     assert value(exported, "reluscope_last_check_timestamp_seconds", **about) == NOW.timestamp()
     assert value(exported, "reluscope_last_window_timestamp_seconds", **about) == NOW.timestamp()
     assert value(exported, "reluscope_runbook_info", name="ReluscopeDeadNeurons", version="4") == 1

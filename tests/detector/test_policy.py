@@ -10,10 +10,12 @@ import pytest
 from numpy.typing import NDArray
 
 from agent.wire import Probe
-from detector.check import CheckSettings, examine
 from detector.evidence import p_text, percent
+from detector.examine import accumulate, judge, measure
 from detector.finding import Cause, Finding, Test
 from detector.policy import alert_for, conclude, severity_of
+from detector.sequential import Evidence
+from detector.settings import CheckSettings
 from tests.detector.fakes import probe, rectified, summarise
 
 Values = NDArray[np.float64]
@@ -41,8 +43,12 @@ def find(*changed: str, how: str = "shift", probes: list[Probe] = PROBES) -> tup
         if f"burst:{one.name}" in changed:
             values[:, 1] *= 1e4
         before[one.name], now[one.name] = summarise(rectified(rng, 1000, channels, zeros)), summarise(values)
-    results, _, moved = examine(probes, before, now, CheckSettings())
-    return conclude(results, moved)
+    settings, days = CheckSettings(), 5 / 1440
+    measured = measure(probes, before, now, settings)
+    evidence: dict[str, Evidence] = {}
+    for _ in range(3):  # windows that are all alike
+        evidence = accumulate(evidence, measured, days, settings)
+    return conclude(*judge(measured, evidence, days, settings))
 
 
 def told(findings: tuple[Finding, ...]) -> list[tuple[str, str, str, bool]]:

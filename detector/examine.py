@@ -1,0 +1,149 @@
+"""All tests of one batch of windows: first measured layer by layer, then judged with the evidence of the past."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from agent.summary import Summary
+from agent.summary.histogram import Floats
+from agent.wire import Probe
+from detector.correction import reject_together, reject_together_e
+from detector.dead import DORMANT_FALL, Dead, dead, label, requests_needed
+from detector.design_effect import DesignEffect, unknown
+from detector.drift import Drift, drift
+from detector.explosion import Explosion, explosion
+from detector.policy import LayerResult, Mask, Verdict
+from detector.sequential import FAMILIES, MAX_E, Evidence, advance, calibrate, channel_e, threshold
+from detector.settings import CheckSettings
+
+REFERENCE_RISK = 0.01
+"""Chance, per channel, that the reference's own error is larger than the tests allow for."""
+CAUSE_LEVEL = 0.001
+"""False discovery rate at which a batch's inputs are said to have moved, which tells a cause and raises nothing."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Measured:
+    """One batch's tests, by layer, in graph order."""
+
+    probes: tuple[Probe, ...]
+    reference: Mapping[str, Summary]
+    current: Mapping[str, Summary]
+    drifts: Mapping[str, Drift]
+    explosions: Mapping[str, Explosion]
+    deaths: Mapping[str, Dead]
+    """Of layers with an exact zero only."""
+    left_out: tuple[str, ...]
+    """Sentences on layers that could not be compared."""
+
+    def e_values(self, family: str) -> dict[str, Floats]:
+        """Per layer and channel, of one of `FAMILIES`."""
+        if family == "dead":
+            return {name: np.minimum(result.e_value, MAX_E) for name, result in self.deaths.items()}
+        tests: Mapping[str, Drift | Explosion] = self.drifts if family == "drift" else self.explosions
+        return {name: calibrate(result.p_value) for name, result in tests.items()}
+
+
+def measure(
+    probes: Sequence[Probe],
+    before: Mapping[str, Summary],
+    now: Mapping[str, Summary],
+    settings: CheckSettings,
+    effects: Mapping[str, DesignEffect] | None = None,
+    requests_per_window: float = 0.0,
+) -> Measured:
+    """Tests every layer of a batch against the reference; ``effects`` are the reference's design effects by layer."""
+    left_out: list[str] = []
+    compared: list[Probe] = []
+    for probe in sorted(probes, key=lambda probe: probe.position):
+        old, new = before.get(probe.name), now.get(probe.name)
+        if old is None or new is None:
+            left_out.append(f"{probe.name} not compared: no data in the {'reference' if old is None else 'windows'}")
+        elif old.channels != new.channels:
+            left_out.append(f"{probe.name} not compared: {new.channels} channels, the reference has {old.channels}")
+        else:
+            compared.append(probe)
+    drifts, explosions, deaths = {}, {}, {}
+    for probe in compared:
+        name, old, new = probe.name, before[probe.name], now[probe.name]
+        effect = (effects or {}).get(name) or unknown(old.channels)
+        divisor = effect.at(requests_per_window)
+        drifts[name] = drift(old, new, settings.min_effect, design_effect=divisor, reference_risk=REFERENCE_RISK)
+        explosions[name] = explosion(
+            old, new, settings.explosion_factor, design_effect=divisor, reference_risk=REFERENCE_RISK
+        )
+        if probe.exact_zero:
+            deaths[name] = dead(old, new, settings.min_active_rate, design_effect=divisor)
+    return Measured(tuple(compared), before, now, drifts, explosions, deaths, tuple(left_out))
+
+
+def accumulate(
+    before: Mapping[str, Evidence], measured: Measured, days: float, settings: CheckSettings
+) -> dict[str, Evidence]:
+    """The evidence of all families after a batch of ``days`` days."""
+    limit = threshold(settings.false_page_days)
+    return {
+        family: advance(before.get(family, Evidence()), measured.e_values(family), days, limit) for family in FAMILIES
+    }
+
+
+def judge(
+    measured: Measured, evidence: Mapping[str, Evidence], days: float, settings: CheckSettings
+) -> tuple[list[LayerResult], bool]:
+    """Which channels to report, and whether the inputs moved. Without a family's alarm none of its channels is.
+
+    The channels of a family in alarm are listed by e-BH over all layers: at most a share ``settings.fdr`` of them is
+    false in expectation, however they depend on each other.
+    """
+    listed = {family: _listed(measured, evidence[family], family, settings.fdr) for family in FAMILIES}
+    revived = reject_together({name: result.p_revived for name, result in measured.deaths.items()}, CAUSE_LEVEL)
+    eligible = max(1, sum(len(result.eligible) for result in measured.deaths.values()))
+    # A silent channel alone reaches the threshold at this likelihood ratio.
+    level = days / (threshold(settings.false_page_days) * eligible)
+    results = []
+    for probe in measured.probes:
+        name = probe.name
+        verdict = None
+        if (death := measured.deaths.get(name)) is not None:
+            labels = label(death, listed["dead"][name] & death.fallen, revived[name])
+            verdict = Verdict(death, labels, requests_needed(death.lower, level, DORMANT_FALL))
+        results.append(
+            LayerResult(
+                probe=probe,
+                reference=measured.reference[name],
+                current=measured.current[name],
+                drift=measured.drifts[name],
+                drifted=listed["drift"][name],
+                explosion=measured.explosions[name],
+                exploded=listed["explosion"][name],
+                dead=verdict,
+            )
+        )
+    return results, _inputs_moved(measured, evidence["drift"], settings.fdr)
+
+
+def _listed(measured: Measured, evidence: Evidence, family: str, rate: float) -> dict[str, Mask]:
+    """Channels of one family by layer; in an alarm at least the one that most of the evidence is against."""
+    newest = measured.e_values(family)
+    if not evidence.alarm:
+        return {name: np.zeros(len(values), np.bool_) for name, values in newest.items()}
+    combined = channel_e(evidence, newest)
+    masks = reject_together_e(combined, rate)
+    if not any(mask.any() for mask in masks.values()):
+        known = {name: float(values.mean()) for name, values in combined.items() if len(values)}
+        if known:
+            worst = max(known, key=lambda name: known[name])
+            masks[worst][int(combined[worst].argmax())] = True
+    return masks
+
+
+def _inputs_moved(measured: Measured, evidence: Evidence, rate: float) -> bool:
+    """A test of the inputs alone, which is sharper than one among all layers; it only helps to tell the cause."""
+    inputs = [probe.name for probe in measured.probes if probe.kind == "input"]
+    now = reject_together({name: measured.drifts[name].p_value for name in inputs}, CAUSE_LEVEL)
+    newest = {name: calibrate(measured.drifts[name].p_value) for name in inputs}
+    ever = reject_together_e(channel_e(evidence, newest), rate) if evidence.alarm else {}
+    return any(bool(mask.any()) for mask in (*now.values(), *ever.values()))

@@ -1,0 +1,60 @@
+"""Evidence over time: how far each model version's sequential tests have come, and the references' design effects."""
+
+from alembic import op
+
+revision = "0004"
+down_revision = "0002"
+branch_labels = None
+depends_on = None
+
+# One row per model version, which is compared and swapped; the rest is replaced with it.
+_STATES = """
+CREATE TABLE alarm_states (
+    model_version_id integer PRIMARY KEY REFERENCES model_versions,
+    reference_id integer NOT NULL REFERENCES model_references,
+    batch_start timestamptz NOT NULL,
+    batch_end timestamptz NOT NULL,
+    n bigint NOT NULL,
+    windows integer NOT NULL,
+    CHECK (batch_start < batch_end)
+);
+CREATE TABLE alarm_families (
+    model_version_id integer NOT NULL REFERENCES alarm_states ON DELETE CASCADE,
+    family text NOT NULL,
+    days double precision NOT NULL,
+    alarm boolean NOT NULL,
+    PRIMARY KEY (model_version_id, family)
+);
+CREATE TABLE alarm_layers (
+    model_version_id integer NOT NULL,
+    family text NOT NULL,
+    layer text NOT NULL,
+    evidence double precision[] NOT NULL,
+    PRIMARY KEY (model_version_id, family, layer),
+    FOREIGN KEY (model_version_id, family) REFERENCES alarm_families ON DELETE CASCADE
+);
+"""
+
+_COLUMNS = """
+ALTER TABLE checks ADD COLUMN alarms jsonb NOT NULL DEFAULT '{}';
+ALTER TABLE reference_probes
+    ADD COLUMN design_effect double precision[],
+    ADD COLUMN design_estimate double precision,
+    ADD COLUMN design_windows integer,
+    ADD COLUMN design_requests double precision;
+"""
+
+
+def upgrade() -> None:
+    """Makes the tables and columns; references that are there already have no design effect."""
+    op.execute(_STATES)
+    op.execute(_COLUMNS)
+
+
+def downgrade() -> None:
+    """Drops them; after an upgrade evidence begins anew."""
+    for name in ("alarm_layers", "alarm_families", "alarm_states"):
+        op.execute(f"DROP TABLE {name}")
+    op.execute("ALTER TABLE checks DROP COLUMN alarms")
+    for column in ("design_effect", "design_estimate", "design_windows", "design_requests"):
+        op.execute(f"ALTER TABLE reference_probes DROP COLUMN {column}")
