@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import reduce
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from agent.replay import Pooled
 from agent.summary import Summary, from_pooled, merge
 from agent.summary.histogram import Floats
+from agent.wire import Probe
 from detector.dead import Dead, dead
 from detector.design_effect import estimate
 from detector.drift import drift
-from detector.sequential import Evidence, advance, calibrate, threshold
+from detector.examine import REFERENCE_RISK, measure
+from detector.sequential import FAMILIES, Evidence, advance, calibrate, threshold
+from detector.settings import CheckSettings
 from tests.statistics.draws import part
 from tests.statistics.peers.exchange import Scores, Streams
 
@@ -25,8 +28,6 @@ WINDOWS_PER_DAY = 288
 BUDGET_DAYS = 90.0
 UNCAPPED = 1e18
 """A limit that no evidence reaches, so that none is taken away."""
-REFERENCE_RISK = 0.1
-"""Of channels, for which a frozen reference may err by more than the widened null allows."""
 
 
 class Watch:
@@ -62,9 +63,9 @@ class Watch:
         """Of every channel."""
         return dead(self.reference, current, design_effect=self.design_effect)
 
-    def e_values(self, current: Summary) -> tuple[Floats, Floats]:
-        """Of drift and of death, per channel."""
-        return calibrate(self.drift(current)), self.dead(current).e_value
+    def e_values(self, current: Summary) -> Floats:
+        """Of drift, per channel."""
+        return calibrate(self.drift(current))
 
 
 def windows(pooled: Pooled, size: int) -> list[Summary]:
@@ -75,49 +76,52 @@ def windows(pooled: Pooled, size: int) -> list[Summary]:
     ]
 
 
-@dataclass(frozen=True, slots=True)
-class Judged:
-    """One window's verdicts by layer: p-values for a single check, e-values over time; (families, channels) each."""
-
-    p_values: Mapping[str, Floats]
-    e_values: Mapping[str, Floats]
-
-
-def judge(once: Watch, always: Watch, current: Summary) -> tuple[Floats, Floats]:
-    """P- and e-values of drift and death, shape (families, channels) both."""
-    p_values = np.stack([once.drift(current), once.dead(current).p_value])
-    return p_values, np.stack(always.e_values(current))
-
-
 def score_channels(streams: Streams, min_effect: float = 0.1) -> tuple[Scores, Scores]:
     """Streams of one channel, by single checks and over time; all at once, since channels do not see each other."""
     begun = time.perf_counter()
     before = windows(_side_by_side(streams.reference), streams.window)
     count = len(streams.requests)
     layers = [[part(window, i, i + 1) for window in before] for i in range(count)]
-    whole = reduce(merge, before)
-    once, always = (Watch(whole, layers, streams.window, min_effect, risk) for risk in (0.0, REFERENCE_RISK))
-    judged = [judge(once, always, window) for window in windows(_side_by_side(streams.requests), streams.window)]
-    streams_of = [[Judged({"layer": p[:, [i]]}, {"layer": e[:, [i]]}) for p, e in judged] for i in range(count)]
-    return _scores(streams_of, streams.window, time.perf_counter() - begun)
+    watch = Watch(reduce(merge, before), layers, streams.window, min_effect)
+    evidence = [[Evidence() for _ in range(count)] for _ in ("drift", "dead")]
+    singles, levels = [], []
+    for current in windows(_side_by_side(streams.requests), streams.window):
+        p_value, death = watch.drift(current), watch.dead(current)
+        singles.append(np.minimum(p_value, death.p_value))
+        for family, e in zip(evidence, (calibrate(p_value), death.e_value), strict=True):
+            for i in range(count):
+                family[i] = advance(family[i], {"layer": e[i : i + 1]}, 1.0, UNCAPPED)
+        levels.append([max(one.level, other.level) for one, other in zip(*evidence, strict=True)])
+    seconds = time.perf_counter() - begun
+    return _scores(np.transpose(singles), np.transpose(levels), streams.window, seconds)
 
 
 def score_layers(
-    references: Sequence[Mapping[str, Pooled]], requests: Sequence[Mapping[str, Pooled]], window: int
+    probes: Sequence[Probe],
+    references: Sequence[Mapping[str, Pooled]],
+    requests: Sequence[Mapping[str, Pooled]],
+    window: int,
 ) -> tuple[Scores, Scores]:
     """Streams of a whole network, by single checks (the strongest channel of all layers counts) and over time."""
-    begun = time.perf_counter()
-    tracks = []
+    begun, settings = time.perf_counter(), CheckSettings()
+    singles, levels = [], []
     for before, now in zip(references, requests, strict=True):
-        found: dict[str, list[tuple[Floats, Floats]]] = {}
-        for name, pooled in now.items():
-            past = windows(before[name], window)
-            whole = reduce(merge, past)
-            once, always = (Watch(whole, [past], window, reference_risk=risk) for risk in (0.0, REFERENCE_RISK))
-            found[name] = [judge(once, always, current) for current in windows(pooled, window)]
-        looks = range(min(len(layer) for layer in found.values()))
-        tracks.append([Judged({n: found[n][i][0] for n in found}, {n: found[n][i][1] for n in found}) for i in looks])
-    return _scores(tracks, window, time.perf_counter() - begun)
+        past = {name: windows(pooled, window) for name, pooled in before.items()}
+        whole = {name: reduce(merge, parts) for name, parts in past.items()}
+        effects = {name: estimate(whole[name], parts) for name, parts in past.items()}
+        evidence: Mapping[str, Evidence] = {}
+        single, level = [], []
+        for parts in zip(*(windows(pooled, window) for pooled in now.values()), strict=True):
+            measured = measure(probes, whole, dict(zip(now, parts, strict=True)), settings, effects, window)
+            p_values = [one.p_value for one in measured.drifts.values()]
+            p_values += [one.p_value for one in measured.deaths.values()]
+            single.append(float(np.concatenate(p_values).min()))
+            e = {family: measured.e_values(family) for family in FAMILIES}
+            evidence = {f: advance(evidence.get(f, Evidence()), e[f], 1.0, UNCAPPED) for f in FAMILIES}
+            level.append(max(one.level for one in evidence.values()))
+        singles.append(single)
+        levels.append(level)
+    return _scores(singles, levels, window, time.perf_counter() - begun)
 
 
 def means(captured: Sequence[Mapping[str, Pooled]]) -> Floats:
@@ -127,25 +131,13 @@ def means(captured: Sequence[Mapping[str, Pooled]]) -> Floats:
     )
 
 
-def _scores(tracks: Sequence[Sequence[Judged]], window: int, seconds: float) -> tuple[Scores, Scores]:
-    """Of single checks, -log10 of the smallest p-value; over time, log10 of the evidence, in windows."""
-    smallest = [[min(float(p.min()) for p in one.p_values.values()) for one in track] for track in tracks]
-    single = -np.log10(np.maximum(smallest, SMALLEST))
+def _scores(p_values: ArrayLike, levels: ArrayLike, window: int, seconds: float) -> tuple[Scores, Scores]:
+    """Of single checks, -log10 of the p-value; over time, log10 of the evidence, in windows. Shape (streams, looks)."""
+    single = np.asarray(-np.log10(np.maximum(p_values, SMALLEST)), np.float64)
     times = np.arange(1, single.shape[1] + 1) * window
-    levels = np.log10([_over_time(track) for track in tracks])
     shipped = float(np.log10(threshold(BUDGET_DAYS) * WINDOWS_PER_DAY))
-    return Scores(single, times, float("nan"), seconds), Scores(levels, times, shipped, seconds)
-
-
-def _over_time(track: Sequence[Judged]) -> list[float]:
-    """The larger of the evidence for drift and for death, after each window."""
-    evidence, levels = [Evidence(), Evidence()], []
-    for one in track:
-        for family in range(len(evidence)):
-            e = {name: values[family] for name, values in one.e_values.items()}
-            evidence[family] = advance(evidence[family], e, 1.0, UNCAPPED)
-        levels.append(max(family.level for family in evidence))
-    return levels
+    over_time = np.asarray(np.log10(np.maximum(levels, SMALLEST)), np.float64)
+    return Scores(single, times, float("nan"), seconds), Scores(over_time, times, shipped, seconds)
 
 
 def _side_by_side(values: Floats) -> Pooled:

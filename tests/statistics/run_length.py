@@ -11,15 +11,16 @@ from dataclasses import dataclass
 from functools import reduce
 
 import numpy as np
-from scipy.stats import binom, chi2
+from scipy.stats import binom, chi2, poisson
 
 from agent.summary import merge
 from agent.summary.histogram import Floats
+from detector.examine import REFERENCE_RISK
 from detector.sequential import Evidence, advance
 from tests.statistics.draws import INDEPENDENT, Sessions, draw, part
 from tests.statistics.laws import Law, at_omega, cells, hurdle, stretch_at, zeros_at
 from tests.statistics.parallel import spread
-from tests.statistics.product import REFERENCE_RISK, Watch
+from tests.statistics.product import Watch
 from tests.statistics.rates import CONFIDENCE
 from tests.statistics.scenarios import OMEGAS
 
@@ -84,6 +85,11 @@ class Lives:
     @property
     def valid(self) -> bool:
         return self.alarmed <= self.allowed
+
+    @property
+    def keeps_budget(self) -> bool:
+        """Whether so many alarms are within the limits of chance for one alarm per budget."""
+        return self.alarms <= int(poisson.isf(CONFIDENCE, self.models * self.windows / self.life.budget))
 
     def delay(self) -> tuple[float, float, float]:
         """Share of models that alarmed, median and 90 % quantile of windows until then (infinite if fewer did)."""
@@ -176,9 +182,9 @@ def _simulate(piece: _Piece) -> tuple[int, Floats]:
     first, alarms = np.full(piece.models, np.inf), 0
     moved = np.arange(width) % life.channels < (life.channels if life.changed is None else life.changed)
     for number in range(1, piece.windows + 1):
-        e, _ = watch.e_values(draw(life.now, life.n, width, rng, life.sessions))
+        e = watch.e_values(draw(life.now, life.n, width, rng, life.sessions))
         if not moved.all():
-            e = np.where(moved, e, watch.e_values(draw(life.before, life.n, width, rng, life.sessions))[0])
+            e = np.where(moved, e, watch.e_values(draw(life.before, life.n, width, rng, life.sessions)))
         for model, span in enumerate(spans):
             was = evidence[model].alarm
             evidence[model] = advance(evidence[model], {"layer": e[span]}, 1.0, life.budget)

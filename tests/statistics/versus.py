@@ -17,7 +17,7 @@ from tests.statistics.peers.exchange import Scores, Streams
 from tests.statistics.peers.roster import PEERS, Peer, score, unavailable
 from tests.statistics.scenarios import HORIZON, N_REFERENCE, WINDOW, Family, families, streams
 
-OURS = ("reluscope, one check", "reluscope, over time")
+OURS = ("reluscope, window alone", "reluscope")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ def synthetic(sizes: Sizes, workers: int, seed: int = 0) -> list[Contest]:
     for number, family in enumerate(families()):
         rng = np.random.default_rng([seed, number])
         healthy, changed = _drawn(family, sizes, rng)
-        ours = _ours(
+        ours = reluscope(
             product.score_channels(healthy),
             {name: product.score_channels(one) for name, one in changed.items()},
             healthy.reference.size + healthy.requests.size,
@@ -66,14 +66,14 @@ def real(sizes: Sizes, workers: int, seed: int = 1) -> Contest:
         count = sizes.healthy if what is None else sizes.changed
         before = [shoot(N_REFERENCE, rng) for _ in range(count)]
         now = [shoot(HORIZON, rng, what) for _ in range(count)]
-        ours[name] = product.score_layers(before, now, WINDOW)
+        ours[name] = product.score_layers(camera().probes, before, now, WINDOW)
         theirs[name] = Streams(product.means(before), product.means(now), WINDOW)
     healthy, well = ours.pop(""), theirs.pop("")
-    entries = _ours(healthy, ours, well.reference.size + well.requests.size)
+    entries = reluscope(healthy, ours, well.reference.size + well.requests.size)
     return Contest("digits CNN", (*entries, *_peers("digits CNN", well, theirs, sizes, workers)))
 
 
-def _ours(healthy: tuple[Scores, Scores], changed: Mapping[str, tuple[Scores, Scores]], values: int) -> list[Entry]:
+def reluscope(healthy: tuple[Scores, Scores], changed: Mapping[str, tuple[Scores, Scores]], values: int) -> list[Entry]:
     return [
         match(name, healthy[way], {change: scores[way] for change, scores in changed.items()}, values)
         for way, name in enumerate(OURS)
