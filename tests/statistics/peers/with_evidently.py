@@ -7,8 +7,10 @@ threshold.
 from __future__ import annotations
 
 import pandas as pd
+from evidently import Dataset, Report
 from evidently.legacy.calculations.stattests import get_stattest
 from evidently.legacy.core import ColumnType
+from evidently.presets import DataDriftPreset
 
 from tests.statistics.peers.exchange import Floats, Ints, Streams, by_window, serve
 
@@ -35,5 +37,19 @@ def default(streams: Streams) -> tuple[Floats, Ints, float]:
     return values, times, 1.0
 
 
+def report(streams: Streams) -> tuple[Floats, Ints, float]:
+    """The share of drifted columns, from a whole report for every window."""
+    names = [f"c{i}" for i in range(streams.reference.shape[2])]
+    frames = [Dataset.from_pandas(pd.DataFrame(reference, columns=names)) for reference in streams.reference]
+
+    def score(stream: int, window: Floats) -> float:
+        current = Dataset.from_pandas(pd.DataFrame(window, columns=names))
+        metrics = Report([DataDriftPreset()]).run(current, frames[stream]).dict()["metrics"]
+        return float(metrics[0]["value"]["share"])
+
+    values, times = by_window(streams, score)
+    return values, times, 0.5
+
+
 if __name__ == "__main__":
-    serve({"default": default})
+    serve({"default": default, "report": report})
