@@ -9,16 +9,16 @@ channel that is zero for nine requests in ten is not judged by its zeros alone.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import chdtri
 from scipy.stats import ncx2
 
 from agent.summary import Summary
 from agent.summary.histogram import Floats, Ints
 from detector.bins import bin_count, common_bins, merge_sparse, totals, wasserstein
-from detector.proportions import share_shift
+from detector.proportions import share_shift, share_shift_given
 from detector.shares import fraction_shift
 
 PARTS = ("share of zeros", "values", "active fraction")
@@ -76,9 +76,9 @@ def drift(
 
     ``design_effect`` (a number or an array of shape (channels,), at least 1) divides the sample sizes. With
     ``reference_risk`` 0 the p-values hold on average over references and windows. For use in every window against one
-    and the same reference they must hold given that reference: a positive ``reference_risk`` widens the null by what
-    its finite size may hide, sqrt(chi2_{df, 1 - risk} / n0), so that a reference that is unlucky in a channel with
-    that probability does no harm.
+    and the same reference they must hold given that reference: with a positive ``reference_risk`` they do, but for
+    references that err in a channel by more than is exceeded with that probability. The reference is then taken as it
+    is, and the null is widened, once, by what its finite size may hide; see `tolerance`.
 
     Raises ValueError where the channel counts differ or an argument is out of range.
 
@@ -100,14 +100,15 @@ def drift(
         )
     old, new = reference.mean_histogram, current.mean_histogram
     n0, n = totals(old), totals(new)
-    tolerated = min_effect + hidden(1, n0 / divisor, reference_risk)
-    zero = share_shift(new.zeros / divisor, n / divisor, old.zeros / divisor, n0 / divisor, tolerated)
-    fraction = fraction_shift(reference, current, tolerated, divisor)
+    scaled = (new.zeros / divisor, n / divisor, old.zeros / divisor, n0 / divisor)
+    zero = (
+        share_shift_given(*scaled, min_effect, reference_risk) if reference_risk else share_shift(*scaled, min_effect)
+    )
+    fraction = fraction_shift(reference, current, min_effect, divisor, reference_risk)
 
     m0, m = n0 - old.zeros, n - new.zeros
     p_counts, q_counts, bins = merge_sparse(*common_bins(old, new, bin_count(m, m0)))
-    tolerated = min_effect + hidden(np.maximum(bins - 1, 1), m0 / divisor, reference_risk)
-    statistic, p_values, effect = _chi_squared(p_counts, q_counts, bins, tolerated, divisor)
+    statistic, p_values, effect = _chi_squared(p_counts, q_counts, bins, min_effect, divisor, reference_risk)
 
     parts = np.maximum(zero.testable.astype(np.int64) + (bins >= 2) + fraction.testable, 1)
     p_parts = np.stack([zero.p_value, p_values, fraction.p_value])
@@ -129,14 +130,30 @@ def drift(
     )
 
 
-def hidden(freedom: Ints | int, n_reference: Floats, risk: float) -> Floats:
-    """Cohen's omega that a reference of ``n_reference`` requests may hide, with probability ``1 - risk`` at most.
+def tolerance(min_effect: float, freedom: Ints, n_reference: Floats, risk: float) -> Floats:
+    """Cohen's omega between the current law and the *observed* reference that a shift of ``min_effect`` may show.
 
-    The reference's own omega^2 times its size is chi-squared with ``freedom`` degrees of freedom. 0 where risk is 0.
+    The reference's counts scatter around its law, so n0 * omega^2 is noncentral chi-squared with ``freedom`` degrees of
+    freedom and noncentrality n0 * min_effect^2; this is its quantile, exceeded with probability ``risk``. It is sharper
+    than the sum of min_effect and sqrt(chi2_{df, 1 - risk} / n0), which assumes that the reference errs straight away
+    from the shift.
     """
-    if risk == 0:
-        return np.zeros(np.shape(n_reference))
-    return np.asarray(np.sqrt(chdtri(freedom, risk) / np.maximum(n_reference, 1)), np.float64)
+    size = np.maximum(n_reference, 1.0)
+    length = min_effect * np.sqrt(size)
+    root = np.zeros(len(size))
+    for df in np.unique(freedom):
+        here = freedom == df
+        grid, quantiles = _quantiles(int(df), risk)
+        # Beyond the grid the quantile's root is that of a normal distribution around the noncentrality's root.
+        root[here] = np.interp(length[here], grid, quantiles) + np.maximum(length[here] - grid[-1], 0)
+    return np.asarray(root / np.sqrt(size), np.float64)
+
+
+@cache
+def _quantiles(freedom: int, risk: float) -> tuple[Floats, Floats]:
+    """Roots of the noncentral chi-squared's upper quantiles over roots of its noncentrality."""
+    grid = np.concatenate([np.linspace(0, 8, 65), np.linspace(9, 60, 18)])
+    return grid, np.sqrt(np.asarray(ncx2.isf(risk, freedom, grid**2), np.float64))
 
 
 def normed_wasserstein(reference: Summary, current: Summary, channels: Ints) -> Floats:
@@ -152,7 +169,7 @@ def normed_wasserstein(reference: Summary, current: Summary, channels: Ints) -> 
 
 
 def _chi_squared(
-    reference: Floats, current: Floats, bins: Ints, min_effect: Floats, design_effect: Floats
+    reference: Floats, current: Floats, bins: Ints, min_effect: float, design_effect: Floats, risk: float
 ) -> tuple[Floats, Floats, Floats]:
     """Statistic, p-value and effect of the binned values; p is 1 where there are fewer than two bins.
 
@@ -165,8 +182,13 @@ def _chi_squared(
     p, q = reference / np.maximum(m0, 1)[:, None], current / np.maximum(m, 1)[:, None]
     squared = (q - p) ** 2
     middle = (p + q) / 2
-    effective = m * m0 / np.maximum(m + m0, 1) / design_effect
     freedom = np.maximum(bins - 1, 1)
+    if risk:  # given the reference, only the current sample scatters
+        effective = m / design_effect
+        allowed = tolerance(min_effect, freedom, m0 / design_effect, risk)
+    else:
+        effective = m * m0 / np.maximum(m + m0, 1) / design_effect
+        allowed = np.full(len(bins), min_effect)
     omega = (squared / np.where(middle > 0, middle, 1)).sum(axis=1)
     with np.errstate(divide="ignore", invalid="ignore"):
         omega_reference = np.where(squared > 0, squared / p, 0).sum(axis=1)
@@ -176,7 +198,7 @@ def _chi_squared(
     statistic = effective * omega
     usable: NDArray[np.bool_] = bins >= 2
     p_value = np.ones(len(bins))
-    p_value[usable] = ncx2_tail(statistic[usable], freedom[usable], (effective * min_effect**2 * stretch)[usable])
+    p_value[usable] = ncx2_tail(statistic[usable], freedom[usable], (effective * allowed**2 * stretch)[usable])
     effect = np.sqrt(np.maximum(omega - (bins - 1) / np.maximum(effective, 1e-300), 0))
     return np.where(usable, statistic, 0.0), p_value, np.where(usable, effect, 0.0)
 

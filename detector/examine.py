@@ -19,7 +19,7 @@ from detector.policy import LayerResult, Mask, Verdict
 from detector.sequential import FAMILIES, MAX_E, Evidence, advance, calibrate, channel_e, threshold
 from detector.settings import CheckSettings
 
-REFERENCE_RISK = 0.01
+REFERENCE_RISK = 0.001
 """Chance, per channel, that the reference's own error is larger than the tests allow for."""
 CAUSE_LEVEL = 0.001
 """False discovery rate at which a batch's inputs are said to have moved, which tells a cause and raises nothing."""

@@ -6,13 +6,15 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import betainc, betaincinv, ndtr
+from scipy.special import betainc, betaincinv, ndtr, ndtri
 
 from agent.summary.histogram import Floats, Ints
 
 Counts = Ints | Floats
 RARE_SHARE = 0.1
 """Below this share of the rarer outcome the normal approximation's tail is too light, and the exact test is used."""
+NORMAL_COUNT = 100.0
+"""Likewise for a single sample: expected counts of the rarer outcome."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,15 +60,61 @@ def share_shift(
     rare = testable & (total < RARE_SHARE * size)
     p_value[rare] = np.minimum(1, 2 * _conditional(x[rare], total[rare], m[rare], n0[rare], p_null[rare], q_null[rare]))
 
-    middle = np.clip((p + q) / 2, 1e-300, 1)
-    squared = (q - p) ** 2 / (middle * np.maximum(1 - middle, 0.5))
-    noise = size / (safe_n * safe_n0)
     return ShareShift(
         statistic=np.where(testable, z**2, 0.0),
         p_value=np.where(testable, p_value, 1.0),
-        effect=np.where(testable, np.sqrt(np.maximum(squared - noise, 0)), 0.0),
+        effect=np.where(testable, _effect(p, q, size / (safe_n * safe_n0)), 0.0),
         testable=testable,
     )
+
+
+def share_shift_given(
+    k: Counts, n: Counts, k_reference: Counts, n_reference: Counts, min_effect: float, risk: float
+) -> ShareShift:
+    """`share_shift` for one given reference: H0 is a share within ``min_effect`` of what the reference's may be.
+
+    That is Wilson's interval of the reference's share, left out with probability ``risk``. Against its ends the test is
+    binomial: exact where either outcome is expected less than `NORMAL_COUNT` times, else normal with Yates' correction.
+    """
+    m, n0 = n.astype(np.float64), n_reference.astype(np.float64)
+    low, high = _wilson(k_reference / np.maximum(n0, 1e-300), n0, risk)
+    spare = min_effect**2  # nearer to 0 or 1 than this, any share is within min_effect
+    upper = np.where(high >= 1 - spare, 1.0, np.minimum(high + min_effect * np.sqrt(high * (1 - high)), 1))
+    lower = np.where(low <= spare, 0.0, np.maximum(low - min_effect * np.sqrt(low * (1 - low)), 0))
+    testable = (k + k_reference > 0) & (k + k_reference < m + n0) & (m > 0) & (n0 > 0)
+    q, p = k / np.maximum(m, 1e-300), k_reference / np.maximum(n0, 1e-300)
+    rises = q >= p
+    # Towards 1 as seen from the side on which the share lies.
+    x, bound = np.where(rises, k, m - k), np.where(rises, upper, 1 - lower)
+    expected, rest = m * bound, m * (1 - bound)
+    deviation = np.sqrt(np.maximum(m * bound * (1 - bound), 1e-300))
+    z, width = (x - expected - 0.5) / deviation, m * (upper - lower) / deviation
+    p_value = np.where(bound >= 1, 1.0, ndtr(-z) + ndtr(-z - width))  # the second: as far out on the other side
+    exact = testable & (np.minimum(expected, rest) < NORMAL_COUNT) & (bound < 1)
+    p_value[exact] = 2 * _upper_tail(x[exact], m[exact], bound[exact])
+    return ShareShift(
+        statistic=np.where(testable, np.maximum(z, 0) ** 2, 0.0),
+        p_value=np.where(testable, np.minimum(1, p_value), 1.0),
+        effect=np.where(testable, _effect(p, q, (m + n0) / np.maximum(m * n0, 1e-300)), 0.0),
+        testable=testable,
+    )
+
+
+def _effect(p: Floats, q: Floats, noise: Floats) -> Floats:
+    """Cohen's omega of two shares, less what chance contributes."""
+    middle = np.clip((p + q) / 2, 1e-300, 1)
+    rarer = np.minimum(middle, 1 - middle)
+    squared = (q - p) ** 2 / np.maximum(rarer * np.maximum(1 - rarer, 0.5), 1e-300)
+    return np.asarray(np.sqrt(np.maximum(squared - noise, 0)), np.float64)
+
+
+def _wilson(share: Floats, n: Floats, risk: float) -> tuple[Floats, Floats]:
+    """Two-sided score interval of a share (Wilson, 1927)."""
+    squared = float(ndtri(risk / 2)) ** 2
+    size = np.maximum(n, 1e-300)
+    middle = (share + squared / (2 * size)) / (1 + squared / size)
+    half = np.sqrt(share * (1 - share) / size * squared + (squared / (2 * size)) ** 2) / (1 + squared / size)
+    return np.clip(middle - half, 0, 1), np.clip(middle + half, 0, 1)
 
 
 def share_above(k: Counts, n: Counts, k_reference: Counts, n_reference: Counts, reference_risk: float = 0.0) -> Floats:
@@ -80,8 +128,10 @@ def share_above(k: Counts, n: Counts, k_reference: Counts, n_reference: Counts, 
         total = (k + k_reference).astype(np.float64)
         tail = _upper_tail(k.astype(np.float64), total, n / np.maximum(n + n_reference, 1) * np.ones(len(total)))
     else:
-        bound = betaincinv(k_reference + 1.0, np.maximum(n_reference - k_reference, 1e-9), 1 - reference_risk)
-        tail = _upper_tail(k.astype(np.float64), n.astype(np.float64), bound)
+        tail = np.ones(len(inside))
+        x, m, x0, n0 = (counts[inside].astype(np.float64) for counts in (k, n, k_reference, n_reference))
+        bound = betaincinv(x0 + 1.0, np.maximum(n0 - x0, 1e-9), 1 - reference_risk)
+        tail[inside] = _upper_tail(x, m, bound)
     return np.where(inside, tail, 1.0)
 
 

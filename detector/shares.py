@@ -8,7 +8,7 @@ picture is.
 from __future__ import annotations
 
 import numpy as np
-from scipy.special import ndtr
+from scipy.special import ndtr, ndtri
 
 from agent.summary import Summary
 from agent.summary.histogram import Floats
@@ -19,13 +19,18 @@ MIN_ACTIVE = 50.0
 
 
 def fraction_shift(
-    reference: Summary, current: Summary, min_effect: Floats | float, design_effect: Floats | float = 1.0
+    reference: Summary,
+    current: Summary,
+    min_effect: float,
+    design_effect: Floats | float = 1.0,
+    reference_risk: float = 0.0,
 ) -> ShareShift:
     """Tests H0: the mean active fraction is within ``min_effect`` standard deviations of the reference's. Two-sided.
 
     Not testable where a request's fraction can only be 0 or 1, as in dense layers: there it says no more than the share
     of active requests does; nor where fewer than `MIN_ACTIVE` requests were active. ``effect`` is the distance in
-    standard deviations, less what chance contributes.
+    standard deviations, less what chance contributes. With a positive ``reference_risk`` the p-value holds for one
+    given reference, whose mean is allowed to err by what is exceeded with that probability.
     """
     sides = []
     for side in (reference, current):
@@ -34,12 +39,16 @@ def fraction_shift(
         sides.append((n, mean, np.maximum(side.fraction_sq_sum / n - mean**2, 0)))
     (n0, mean0, variance0), (n, mean, variance) = sides
     unit = np.sqrt((variance0 + variance) / 2)
-    deviation = np.sqrt((variance0 / n0 + variance / n) * design_effect)
+    scatter0, scatter = variance0 / n0 * design_effect, variance / n * design_effect
+    if reference_risk:
+        deviation, allowed = np.sqrt(scatter), -float(ndtri(reference_risk / 2)) * np.sqrt(scatter0)
+    else:
+        deviation, allowed = np.sqrt(scatter0 + scatter), np.zeros(len(n))
     active = np.minimum(reference.active, current.active) / design_effect
     graded = (reference.fraction_sum != reference.fraction_sq_sum) | (current.fraction_sum != current.fraction_sq_sum)
     testable = graded & (active >= MIN_ACTIVE) & (deviation > 1e-9)
     safe = np.where(testable, deviation, 1.0)
-    z, margin = np.abs(mean - mean0) / safe, min_effect * unit / safe
+    z, margin = np.abs(mean - mean0) / safe, (min_effect * unit + allowed) / safe
     noise = (1 / n0 + 1 / n) * design_effect
     distance = np.abs(mean - mean0) / np.where(testable, unit, 1.0)
     return ShareShift(

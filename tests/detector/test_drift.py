@@ -14,7 +14,7 @@ from scipy.stats import chi2, chi2_contingency, ncx2, ttest_ind, wasserstein_dis
 from agent.summary import Summary, empty, from_pooled, merge
 from agent.summary.histogram import downscale, from_values
 from detector.bins import MAX_BINS, MIN_EXPECTED, bin_count, common_bins, merge_sparse, wasserstein
-from detector.drift import PARTS, Drift, drift, hidden, ncx2_tail, normed_wasserstein
+from detector.drift import PARTS, Drift, drift, ncx2_tail, normed_wasserstein, tolerance
 from detector.sequential import calibrate
 from tests.detector.fakes import rectified, summarise
 
@@ -241,15 +241,15 @@ def test_given_any_one_reference_the_mean_e_value_of_windows_at_the_tolerated_sh
     old = np.repeat(rng.gamma(2, size=(800, 1)), 1500, axis=1)
     new = rng.gamma(2, size=(300, 1500)) * 1.12  # omega is about .1
     reference, current = summarise(old), summarise(new)
-    widened = calibrate(drift(reference, current, 0.1, reference_risk=0.01).p_value)
-    assert widened.mean() < 0.9
-    assert calibrate(drift(reference, current, 0.0).p_value).mean() > widened.mean()
+    assert calibrate(drift(reference, current, 0.1, reference_risk=0.001).p_value).mean() < 0.95
 
 
-def test_what_a_reference_hides_shrinks_with_its_size() -> None:
-    assert hidden(1, np.array([100.0, 10_000.0]), 0.05) == pytest.approx([0.196, 0.0196], rel=1e-3)
-    assert hidden(5, np.array([800.0]), 0.01)[0] == pytest.approx(np.sqrt(chi2.isf(0.01, 5) / 800))
-    assert hidden(3, np.array([10.0]), 0.0).tolist() == [0.0]
+def test_what_a_reference_may_show_is_a_noncentral_quantile_and_shrinks_with_its_size() -> None:
+    n, freedom = np.array([50.0, 800.0, 20_000.0, 1e6, 1e8]), np.array([1, 5, 15, 15, 3])
+    exact = np.sqrt(ncx2.isf(1e-3, freedom, n * 0.1**2) / n)
+    assert tolerance(0.1, freedom, n, 1e-3) == pytest.approx(exact, rel=2e-3)
+    assert tolerance(0.0, freedom[:2], n[:2], 1e-3) == pytest.approx(np.sqrt(chi2.isf(1e-3, freedom[:2]) / n[:2]))
+    assert (np.diff(tolerance(0.1, np.full(5, 5), n, 1e-3)) < 0).all()
 
 
 @pytest.mark.parametrize("wrong", [{"design_effect": 0.5}, {"reference_risk": 1.0}])
