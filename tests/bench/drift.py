@@ -2,9 +2,9 @@
 
 The check starts from stored windows: drift, death, explosion, the evidence over time, the lists of channels, cause and
 origin. The scipy loop does per channel what a script would: `chi2_contingency` on the values' bins, `fisher_exact` on
-zeros, `betabinom` for silence. Other libraries are given the raw values of the same requests in memory; online ones take
-in the reference first, which is part of their time. All but the check run on fewer channels and are scaled up; all take
-turns within one run. `make peers` installs the libraries.
+zeros, `betabinom` for silence. Other libraries are given the raw values of the same requests in memory; online ones
+take in the reference first, which is part of their time. All but the check run on fewer channels and are scaled up; all
+take turns within one run. `make peers` installs the libraries.
 """
 
 from __future__ import annotations
