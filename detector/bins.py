@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from agent.summary.histogram import Floats, Histogram, Ints, downscale, representative
+from agent.summary.histogram import Floats, Histogram, Ints, bucket_bounds, downscale, representative
 
 MAX_BINS = 16
 MIN_EXPECTED = 5.0
@@ -64,6 +64,22 @@ def above(histogram: Histogram, index: Ints) -> Ints:
     starts, before = _offsets(histogram), _cumulated(histogram)
     place = np.searchsorted(order_key(histogram), (channel << 34) + np.maximum(index + (1 << 31), 0), side="right")
     return np.asarray(before[starts[1:]] - before[place], np.int64)
+
+
+def upper_quantile(histogram: Histogram, share: float) -> Floats:
+    """Per channel, the upper end of the bucket that holds the ``share`` quantile; 0 where that is not positive."""
+    starts, before = _offsets(histogram), _cumulated(histogram)
+    n = histogram.zeros + np.diff(before[starts])
+    beyond = np.floor((1 - share) * n).astype(np.int64)
+    # The bucket above whose upper end ``beyond`` values lie, counted down from the channel's last.
+    place = np.searchsorted(before, before[starts[1:]] - beyond, side="left") - 1
+    inside = (place >= starts[:-1]) & (n > 0)
+    which = np.where(inside, place, 0)
+    if not len(histogram.index):
+        return np.zeros(histogram.channels)
+    positive = inside & (histogram.sign[which] > 0)
+    ends = bucket_bounds(np.where(positive, histogram.index[which], 0), histogram.scale)[1]
+    return np.where(positive, ends, 0.0)
 
 
 def merge_sparse(reference: Ints, current: Ints) -> tuple[Floats, Floats, Ints]:

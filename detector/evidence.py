@@ -60,6 +60,10 @@ def of_explosion(explosion: Explosion, reference: Summary, current: Summary, cha
     text = f"channel {channel}: "
     if np.isfinite(current.max[channel]) and np.isfinite(reference.max[channel]):
         text += f"maximum {current.max[channel]:.4g}, reference {reference.max[channel]:.4g}; "
+    if explosion.tail_exceeding[channel] > beyond:
+        grown = float(explosion.tail_growth[channel])
+        beyond = int(explosion.tail_exceeding[channel])
+        text += f"99 % quantile {grown:.3g} times the reference's; "
     text += f"{beyond} of {n} requests beyond the limit, {lost} not finite; {p_text(float(explosion.p_value[channel]))}"
     return ChannelEvidence(
         channel=channel,

@@ -8,9 +8,11 @@ import numpy as np
 
 from agent.summary import Summary
 from agent.summary.histogram import Floats, Histogram, Ints, bucket_index
-from detector.bins import above
+from detector.bins import above, upper_quantile
 from detector.proportions import share_above
 
+TAIL = 0.99
+"""The quantile whose growth is tested: it sees an explosion of one request in fifty, which hides below old records."""
 FLOOR_SHARE = 0.1
 """Of the layer's largest reference maximum: a channel that was nearly silent may wake without having exploded."""
 
@@ -21,12 +23,16 @@ class Explosion:
 
     growth: Floats
     """Largest maximum now over the reference's; 0 where the channel has no finite positive value now."""
+    tail_growth: Floats
+    """The `TAIL` quantile of the maximum, now over the reference's; 0 where either is not positive."""
     exceeding: Ints
     """Requests with a maximum above ``factor`` times the reference's."""
+    tail_exceeding: Ints
+    """Requests with a maximum above ``factor`` times the reference's `TAIL` quantile."""
     nonfinite: Ints
     nonfinite_reference: Ints
     p_value: Floats
-    """Bonferroni of the two: requests above the bound, and non-finite requests, against the reference."""
+    """Bonferroni of the three: requests above either bound, and non-finite requests, against the reference."""
     n: Ints
     n_reference: Ints
 
@@ -39,11 +45,11 @@ def explosion(
     design_effect: Floats | float = 1.0,
     reference_risk: float = 0.0,
 ) -> Explosion:
-    """Tests every channel for requests above ``factor`` times the reference's maximum, or non-finite, beyond chance.
+    """Tests every channel for requests far above the reference's maximum or tail, or non-finite, beyond chance.
 
     A share of requests is tested, not the one largest value, so a single odd request pages nobody. The reference had
-    no request above its own maximum. ``design_effect`` divides the sample sizes; ``reference_risk`` is that of
-    `drift`. Raises ValueError where the channel counts differ or factor is not above 1.
+    no request above its own maximum. "Far" is ``factor`` times. ``design_effect`` divides the sample sizes;
+    ``reference_risk`` is that of `drift`. Raises ValueError where the channel counts differ or factor is not above 1.
     """
     if reference.channels != current.channels:
         raise ValueError(f"cannot compare {current.channels} channels with a reference of {reference.channels}")
@@ -59,15 +65,27 @@ def explosion(
     p_growth = share_above(
         exceeding * share, current.finite * share, np.zeros(len(exceeding)), reference.finite * share, reference_risk
     )
+    old_tail = upper_quantile(reference.max_histogram, TAIL)
+    tail = np.maximum(old_tail, FLOOR_SHARE * old_tail.max(initial=0.0))
+    tail_exceeding, tail_before = (
+        np.where(tail > 0, _above(side.max_histogram, factor * tail), 0) for side in (current, reference)
+    )
+    p_tail = share_above(
+        tail_exceeding * share, current.finite * share, tail_before * share, reference.finite * share, reference_risk
+    )
     p_nonfinite = share_above(
         current.nonfinite * share, now * share, reference.nonfinite * share, before * share, reference_risk
     )
     return Explosion(
         growth=np.where(known, np.maximum(current.max, 0) / np.where(known, baseline, 1), 0.0),
+        tail_growth=np.where(
+            old_tail > 0, upper_quantile(current.max_histogram, TAIL) / np.where(old_tail > 0, old_tail, 1), 0.0
+        ),
         exceeding=exceeding,
+        tail_exceeding=tail_exceeding,
         nonfinite=current.nonfinite,
         nonfinite_reference=reference.nonfinite,
-        p_value=np.minimum(1, 2 * np.minimum(p_growth, p_nonfinite)),
+        p_value=np.minimum(1, 3 * np.minimum(np.minimum(p_growth, p_tail), p_nonfinite)),
         n=now,
         n_reference=before,
     )

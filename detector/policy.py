@@ -169,6 +169,7 @@ def _explosion_finding(layer: LayerResult) -> Finding:
         ),
         details={
             "growth": shown[0].effect,
+            "tail_growth": float(result.tail_growth[worst[0]]),
             "requests_beyond": int(result.exceeding[worst[0]]),
             "nonfinite": nonfinite,
             "nonfinite_reference": int(result.nonfinite_reference[layer.exploded].max()),

@@ -17,9 +17,12 @@ import structlog
 
 from agent.logging import Format, configure
 from detector import check, resources, runbooks
+from detector.finding import Check
 from detector.http import Backend, HttpServer, build_app
 from detector.ingest import IngestHandler
 from detector.metrics import DetectorMetrics
+from detector.outlook import question_for
+from detector.plan import plan, sentence
 from detector.schedule import Job, Schedule
 from detector.store import Store, StoreError
 from detector.transport import ApiVersion, Consumer, DeadLetters
@@ -60,6 +63,7 @@ class Service:
         self._settings, self._clock = settings, clock
         self._runbooks = runbooks.load(resources.runbooks())
         self._versions: dict[str, int] = {}
+        self._foretold: set[int] = set()
         names = [runbook.name for runbook in self._runbooks]
         self._metrics = DetectorMetrics(clock, settings.checks.active_seconds, names)
         self._store = Store(settings.database_url)
@@ -147,9 +151,20 @@ class Service:
 
     def _check(self) -> None:
         try:
-            check.run_all(self._store, self._settings.checks, self._clock(), self._versions)
+            done = check.run_all(self._store, self._settings.checks, self._clock(), self._versions)
         finally:
             self._refresh()
+        for one in done:
+            self._say_outlook(one)
+
+    def _say_outlook(self, done: Check) -> None:
+        """Once per model version, as soon as its rate of requests is known."""
+        if done.model_version_id in self._foretold:
+            return
+        question = question_for(self._store, done, self._settings.checks)
+        if question is not None:
+            self._foretold.add(done.model_version_id)
+            log.info("service.outlook", model_version=done.model_version_id, plan=sentence(question, plan(question)))
 
     def _refresh(self) -> None:
         self._metrics.refresh(self._store, self._versions)

@@ -8,7 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.summary import empty
+from detector.bins import upper_quantile
 from detector.explosion import explosion
+from detector.sequential import calibrate
 from tests.detector.fakes import rectified, summarise
 
 
@@ -78,3 +80,37 @@ def test_bad_arguments_are_refused() -> None:
         explosion(empty(2), empty(3))
     with pytest.raises(ValueError, match="above 1"):
         explosion(empty(2), empty(2), factor=1.0)
+
+
+def test_the_tail_grows_below_an_old_record() -> None:
+    """One wild request in the reference would otherwise hide all that stays below ten times its value."""
+    rng = np.random.default_rng(5)
+    old, new = rectified(rng, 2000, 3), rectified(rng, 500, 3)
+    old[0, 1] = 1e4
+    new[:50, 1] *= 100
+    result = explosion(summarise(old), summarise(new), reference_risk=0.001)
+    assert (result.p_value < 1e-6).tolist() == [False, True, False]
+    assert result.exceeding[1] == 0
+    assert result.tail_exceeding[1] >= 15
+    assert result.tail_growth[1] > 5
+    assert result.tail_growth[0] == pytest.approx(1, abs=0.3)
+
+
+def test_the_quantile_is_numpys_to_a_bucket() -> None:
+    rng = np.random.default_rng(6)
+    values = rectified(rng, 3000, 5) - 0.3
+    values[:, 0] = 0
+    found = upper_quantile(summarise(values).max_histogram, 0.99)
+    exact = np.quantile(values, 0.99, axis=0, method="inverted_cdf")
+    assert found[0] == 0
+    assert (exact[1:] <= found[1:]).all()
+    assert found[1:] == pytest.approx(exact[1:], rel=0.05)
+    assert upper_quantile(empty(2).max_histogram, 0.99).tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("sigma", [0.5, 2.0])
+def test_given_one_reference_healthy_heavy_tails_are_no_evidence(sigma: float) -> None:
+    rng = np.random.default_rng(7)
+    reference = summarise(np.repeat(rng.lognormal(0, sigma, (800, 1)), 2000, axis=1))
+    result = explosion(reference, summarise(rng.lognormal(0, sigma, (400, 2000))), reference_risk=0.001)
+    assert calibrate(result.p_value).mean() < 0.7
