@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--models", type=int, default=600, help="per null, for run lengths")
     parser.add_argument("--windows", type=int, default=600, help="that each model is followed for")
     parser.add_argument("--streams", type=int, default=200, help="healthy ones per family; half as many per change")
-    parser.add_argument("--peer-seconds", type=float, default=40, help="per peer and family: slow ones get less to do")
+    parser.add_argument("--peer-seconds", type=float, default=60, help="per peer and family: slow ones get less to do")
     parser.add_argument("--workers", type=int, default=cores())
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true", help="a fiftieth of the work")
@@ -67,7 +67,7 @@ def _exactness(options: argparse.Namespace) -> Page:
 
 def _peers(options: argparse.Namespace) -> Page:
     sizes = Sizes(options.streams, options.streams // 2, options.peer_seconds)
-    small = Sizes(options.streams // 2, max(options.streams // 10, 5), 3 * options.peer_seconds)
+    small = Sizes(3 * options.streams // 10, max(options.streams // 20, 5), 3 * options.peer_seconds)
     contests = synthetic(sizes, options.workers, options.seed)
     return pages.peers([*contests, real(small, options.workers, options.seed + 1)])
 

@@ -80,6 +80,8 @@ def run_lengths(quiet: Sequence[Lives], changed: Sequence[Lives]) -> Page:
     )
     series: dict[str, list[tuple[float, float]]] = {}
     for one in changed:
+        if one.life.family != "drift":
+            continue
         kind = one.life.name.replace(f" ω {_omega(one.life.name):g}", "")
         series.setdefault(f"{kind}, n {one.life.n}"[:30], []).append((_omega(one.life.name), one.delay()[1]))
     axes = Axis("Cohen's ω", (0.1, 0.2, 0.3, 0.4, 0.5)), Axis("windows", (1, 3, 10, 30, 100, 300, 1000), True)

@@ -63,9 +63,9 @@ class Watch:
         """Of every channel."""
         return dead(self.reference, current, design_effect=self.design_effect)
 
-    def e_values(self, current: Summary) -> Floats:
-        """Of drift, per channel."""
-        return calibrate(self.drift(current))
+    def e_values(self, current: Summary, family: str = "drift") -> Floats:
+        """Of drift or of death, per channel."""
+        return calibrate(self.drift(current)) if family == "drift" else self.dead(current).e_value
 
 
 def windows(pooled: Pooled, size: int) -> list[Summary]:

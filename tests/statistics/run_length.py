@@ -46,6 +46,8 @@ class Life:
     sessions: Sessions = INDEPENDENT
     min_effect: float = 0.1
     reference_risk: float = REFERENCE_RISK
+    family: str = "drift"
+    """Or "dead": which evidence is watched."""
     changed: int | None = None
     """Channels that follow ``now``; the others stay as they were. None: all."""
 
@@ -123,6 +125,12 @@ def quiet_lives() -> list[Life]:
             Life("sessions of 5, 20 channels", dense, dense, budget, channels=20, sessions=linked),
             Life("sessions of 20, 50% zeros", hurdle(0.5), hurdle(0.5), budget, sessions=Sessions(20, 0.5)),
         ]
+        for zeros in (0.9, 0.97):
+            law = hurdle(zeros)
+            lives += [
+                Life(f"death, iid, {zeros:.0%} zeros", law, law, budget, family="dead"),
+                Life(f"death, sessions of 5, {zeros:.0%} zeros", law, law, budget, sessions=linked, family="dead"),
+            ]
     return lives
 
 
@@ -139,6 +147,19 @@ def changed_lives() -> list[Life]:
                 Life(f"90% zeros, zeros ω {omega:g}", sparse, woken, LONG, n),
                 Life(f"sessions of 5, values ω {omega:g}", dense, moved, LONG, n, sessions=Sessions(5, 0.5)),
             ]
+        for zeros in (0.7, 0.9, 0.97):
+            lives.append(
+                Life(
+                    f"death of 1 channel of 50, {zeros:.0%} zeros",
+                    hurdle(zeros),
+                    hurdle(1.0),
+                    LONG,
+                    n,
+                    channels=50,
+                    changed=1,
+                    family="dead",
+                )
+            )
     return lives
 
 
@@ -182,9 +203,10 @@ def _simulate(piece: _Piece) -> tuple[int, Floats]:
     first, alarms = np.full(piece.models, np.inf), 0
     moved = np.arange(width) % life.channels < (life.channels if life.changed is None else life.changed)
     for number in range(1, piece.windows + 1):
-        e = watch.e_values(draw(life.now, life.n, width, rng, life.sessions))
+        e = watch.e_values(draw(life.now, life.n, width, rng, life.sessions), life.family)
         if not moved.all():
-            e = np.where(moved, e, watch.e_values(draw(life.before, life.n, width, rng, life.sessions)))
+            same = watch.e_values(draw(life.before, life.n, width, rng, life.sessions), life.family)
+            e = np.where(moved, e, same)
         for model, span in enumerate(spans):
             was = evidence[model].alarm
             evidence[model] = advance(evidence[model], {"layer": e[span]}, 1.0, life.budget)

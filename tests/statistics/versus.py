@@ -104,7 +104,9 @@ def _peers(family: str, healthy: Streams, changed: Mapping[str, Streams], sizes:
         print(f"{family}: {peer.name}, {time.monotonic() - begun:.0f} s", file=sys.stderr, flush=True)
         return entry
 
-    slow_first = sorted((peer for peer in PEERS if unavailable(peer) is None), key=lambda peer: -peer.microseconds)
+    zeros = bool((healthy.reference == 0).any())
+    able = [peer for peer in PEERS if (zeros or not peer.binary) and unavailable(peer) is None]
+    slow_first = sorted(able, key=lambda peer: -peer.microseconds)
     with ThreadPoolExecutor(workers) as pool:
         entries = dict(zip(slow_first, pool.map(run, slow_first), strict=True))
     return [entry for peer in PEERS if (entry := entries.get(peer)) is not None]

@@ -29,6 +29,8 @@ class Peer:
     """Rough cost per request and channel, by which the number of its streams is chosen."""
     online: bool
     """Whether it looks after every request, not after every window."""
+    binary: bool = False
+    """Whether it sees no more than whether a request is active, which says nothing where all are."""
 
     @property
     def name(self) -> str:
@@ -42,7 +44,7 @@ class Peer:
 PEERS = (
     Peer("alibi-detect", "KSDrift", "numpy1", "with_alibi", "ks", 2, False),
     Peer("alibi-detect", "CVMDriftOnline", "numpy1", "with_alibi", "cvm_online", 300, True),
-    Peer("alibi-detect", "FETDriftOnline", "numpy1", "with_alibi", "fet_online", 200, True),
+    Peer("alibi-detect", "FETDriftOnline", "numpy1", "with_alibi", "fet_online", 200, True, binary=True),
     Peer("river", "ADWIN", "numpy2", "with_river", "adwin", 8, True),
     Peer("river", "PageHinkley", "numpy2", "with_river", "page_hinkley", 1, True),
     Peer("frouros", "CUSUM", "numpy1", "with_frouros", "cusum", 12, True),
