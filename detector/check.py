@@ -163,7 +163,7 @@ def _since(
 ) -> datetime:
     """Where the windows begin that were not used yet; the reference's own never count."""
     since = closed - timedelta(seconds=settings.lookback_seconds)
-    if base.source_version_id == version.id:
+    if base.source_version_id == version.id and base.origin != "offline":
         since = max(since, base.end)
     return since if stored is None else max(since, stored.last.end)
 

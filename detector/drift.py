@@ -21,6 +21,8 @@ from detector.bins import bin_count, common_bins, merge_sparse, totals, wasserst
 from detector.proportions import share_shift, share_shift_given
 from detector.shares import fraction_shift
 
+REFERENCE_RISK = 0.001
+"""Chance, per channel, that the reference's own error is larger than checks allow for."""
 PARTS = ("share of zeros", "values", "active fraction")
 
 

@@ -13,14 +13,12 @@ from agent.wire import Probe
 from detector.correction import reject_together, reject_together_e
 from detector.dead import DORMANT_FALL, Dead, dead, label, requests_needed
 from detector.design_effect import DesignEffect, unknown
-from detector.drift import Drift, drift
+from detector.drift import REFERENCE_RISK, Drift, drift
 from detector.explosion import Explosion, explosion
 from detector.policy import LayerResult, Mask, Verdict
 from detector.sequential import FAMILIES, MAX_E, Evidence, advance, calibrate, channel_e, threshold
 from detector.settings import CheckSettings
 
-REFERENCE_RISK = 0.001
-"""Chance, per channel, that the reference's own error is larger than the tests allow for."""
 CAUSE_LEVEL = 0.001
 """False discovery rate at which a batch's inputs are said to have moved, which tells a cause and raises nothing."""
 

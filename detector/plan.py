@@ -14,8 +14,7 @@ import numpy as np
 from agent.summary.histogram import Floats, Ints
 from detector.bins import bin_count
 from detector.dead import DORMANT_FALL, clopper_pearson_lower, requests_needed
-from detector.drift import ncx2_tail, tolerance
-from detector.examine import REFERENCE_RISK
+from detector.drift import REFERENCE_RISK, ncx2_tail, tolerance
 from detector.sequential import calibrate, threshold
 
 RUNS, HORIZON = 300, 60

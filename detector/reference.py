@@ -7,10 +7,11 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from pathlib import Path
 
 import click
 
-from detector import reference_choice
+from detector import offline, reference_choice
 from detector.store import Store, StoreError
 from detector.store.types import ModelVersion, Reference
 
@@ -24,6 +25,15 @@ _model = click.option("--model", required=True, help="Model name.")
 _version = click.option("--version", default=None, help="Model version; the newest if left out.")
 
 
+_effect = click.option(
+    "--effect",
+    default=0.3,
+    show_default=True,
+    help="Smallest shift, Cohen's omega, that it must let show.",
+)
+_tolerated = click.option("--min-effect", default=0.1, show_default=True, help="The detector's --min-effect.")
+
+
 @click.group("reference", context_settings={"auto_envvar_prefix": "RELUSCOPE_REFERENCE"})
 def command() -> None:
     """What a model version's windows are compared with."""
@@ -35,10 +45,30 @@ def command() -> None:
 @_version
 @click.option("--from", "start", required=True, help="Start of the span, ISO 8601; UTC where no zone is given.")
 @click.option("--to", "end", required=True, help="End of the span.")
-def set_(database_url: str, model: str, version: str | None, start: str, end: str) -> None:
+@_effect
+@_tolerated
+def set_(
+    database_url: str, model: str, version: str | None, start: str, end: str, effect: float, min_effect: float
+) -> None:
     """Take the windows inside a span of time as the reference."""
+    need = _need(effect, min_effect)
     with _session(database_url, model, version) as (store, found):
-        _print([reference_choice.from_windows(store, found, _time(start), _time(end))], found)
+        _print([reference_choice.from_windows(store, found, _time(start), _time(end), need)], found)
+
+
+@command.command("offline")
+@_database
+@_model
+@_version
+@click.argument("file", type=click.Path(path_type=Path))
+@_effect
+@_tolerated
+def offline_(database_url: str, model: str, version: str | None, file: Path, effect: float, min_effect: float) -> None:
+    """Take a calibration run as the reference: FILE holds window messages, each after its length as a varint."""
+    need = _need(effect, min_effect)
+    with _session(database_url, model, version) as (store, found):
+        windows = offline.read(file, found, datetime.now(UTC))
+        _print([reference_choice.from_offline(store, found, windows, need)], found)
 
 
 @command.command()
@@ -53,11 +83,25 @@ def set_(database_url: str, model: str, version: str | None, start: str, end: st
     show_default=True,
     help="This version's first requests, or the reference of the version before it.",
 )
-def auto(database_url: str, model: str, version: str | None, requests: int, source: str) -> None:
+@_effect
+@_tolerated
+def auto(
+    database_url: str,
+    model: str,
+    version: str | None,
+    requests: int,
+    source: str,
+    effect: float,
+    min_effect: float,
+) -> None:
     """Make the reference anew from the first requests, or take over the previous version's."""
-    make = reference_choice.from_first_requests if source == "first-requests" else reference_choice.from_previous
+    need, now = _need(effect, min_effect), datetime.now(UTC)
     with _session(database_url, model, version) as (store, found):
-        _print([make(store, found, requests, datetime.now(UTC))], found)
+        if source == "previous-version":
+            made = reference_choice.from_previous(store, found, requests, now)
+        else:
+            made = reference_choice.from_first_requests(store, found, requests, now, need)
+        _print([made], found)
 
 
 @command.command()
@@ -86,8 +130,15 @@ def _session(database_url: str, model: str, version: str | None) -> Iterator[tup
             yield store, found
         finally:
             store.close()
-    except (StoreError, reference_choice.NoReference) as error:
+    except (StoreError, reference_choice.NoReference, offline.OfflineError) as error:
         raise click.ClickException(str(error)) from error
+
+
+def _need(effect: float, min_effect: float) -> reference_choice.Need:
+    try:
+        return reference_choice.Need(effect, min_effect)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
 
 
 def _time(text: str) -> datetime:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from datetime import datetime
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import reduce
 from typing import Protocol
 
-from agent.summary import Summary
-from agent.wire import Probe
+import numpy as np
+
+from agent.summary import Summary, merge
+from agent.wire import Probe, Window
 from detector.batches import Span
 from detector.design_effect import DesignEffect, Estimator
+from detector.drift import REFERENCE_RISK, tolerance
 from detector.store.types import ModelVersion, Origin, Reference
 
 
@@ -33,6 +38,19 @@ class ReferenceStore(Protocol):
     def probes(self, version_id: int) -> list[Probe]: ...
     def spans(self, version_id: int, start: datetime, end: datetime) -> list[Span]: ...
     def summaries(self, version_id: int, start: datetime, end: datetime) -> dict[str, Summary]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """What a reference must be good for."""
+
+    effect: float
+    """Cohen's omega of the smallest shift that must show."""
+    min_effect: float
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.min_effect < self.effect:
+            raise ValueError(f"the effect {self.effect} must be above the tolerated one, {self.min_effect}")
 
 
 class NoReference(Exception):
@@ -77,8 +95,13 @@ def from_previous(store: ReferenceStore, version: ModelVersion, requests: int, u
     )
 
 
-def from_first_requests(store: ReferenceStore, version: ModelVersion, requests: int, until: datetime) -> Reference:
-    """Makes a reference of the first ``requests`` requests; raises NoReference where there are fewer."""
+def from_first_requests(
+    store: ReferenceStore, version: ModelVersion, requests: int, until: datetime, need: Need | None = None
+) -> Reference:
+    """Makes a reference of the first ``requests`` requests; raises NoReference where there are fewer.
+
+    With ``need`` it is refused, too, where it would hide the shift that must show.
+    """
     span = _first_spans(store, version, requests, until)
     if span is None:
         seen = sum(one.n for one in store.spans(version.id, version.first_seen, until))
@@ -86,11 +109,16 @@ def from_first_requests(store: ReferenceStore, version: ModelVersion, requests: 
             f"{version.model}@{version.version} has {seen} of {requests} requests in closed windows: "
             "wait, or ask for fewer"
         )
-    return _from_spans(store, version, "first_requests", span)
+    return _from_spans(store, version, "first_requests", span, need)
 
 
-def from_windows(store: ReferenceStore, version: ModelVersion, start: datetime, end: datetime) -> Reference:
-    """Makes a reference of the windows inside [start, end]; raises NoReference where there are none."""
+def from_windows(
+    store: ReferenceStore, version: ModelVersion, start: datetime, end: datetime, need: Need | None = None
+) -> Reference:
+    """Makes a reference of the windows inside [start, end]; raises NoReference where there are none.
+
+    With ``need`` it is refused, too, where it would hide the shift that must show.
+    """
     if not start < end:
         raise NoReference(f"the span is empty: {start.isoformat()} to {end.isoformat()}")
     spans = store.spans(version.id, start, end)
@@ -99,7 +127,29 @@ def from_windows(store: ReferenceStore, version: ModelVersion, start: datetime, 
             f"{version.model}@{version.version} has no requests in windows between "
             f"{start.isoformat()} and {end.isoformat()}"
         )
-    return _from_spans(store, version, "windows", spans)
+    return _from_spans(store, version, "windows", spans, need)
+
+
+def from_offline(
+    store: ReferenceStore, version: ModelVersion, windows: Sequence[Window], need: Need | None = None
+) -> Reference:
+    """Makes a reference of a calibration run's windows; raises NoReference where its layers are not the version's.
+
+    With ``need`` it is refused, too, where it would hide the shift that must show.
+    """
+    parts = [{item.probe.name: item.summary for item in window.probes} for window in windows]
+    missing = {probe.name for probe in store.probes(version.id)} ^ {name for part in parts for name in part}
+    if missing:
+        raise NoReference(
+            f"the run and {version.model}@{version.version} differ in layers: {', '.join(sorted(missing))}"
+        )
+    try:
+        summaries = {name: reduce(merge, [part[name] for part in parts if name in part]) for name in parts[0]}
+    except ValueError as error:
+        raise NoReference(f"the run's windows do not fit together: {error}") from error
+    start, end = (datetime.fromtimestamp(at / 1000, UTC) for at in (windows[0].start_ms, windows[-1].end_ms))
+    n = max(summary.n for summary in summaries.values())
+    return _make(store, version, "offline", start, end, n, summaries, parts, need)
 
 
 def same_probes(a: Sequence[Probe], b: Sequence[Probe]) -> bool:
@@ -120,17 +170,65 @@ def _first_spans(store: ReferenceStore, version: ModelVersion, requests: int, un
     return None
 
 
-def _from_spans(store: ReferenceStore, version: ModelVersion, origin: Origin, spans: Sequence[Span]) -> Reference:
-    """Merges the windows, and learns from how they differ how much less they say than independent requests would."""
+def _from_spans(
+    store: ReferenceStore, version: ModelVersion, origin: Origin, spans: Sequence[Span], need: Need | None
+) -> Reference:
     start, end = spans[0].start, max(span.end for span in spans)
-    summaries = store.summaries(version.id, start, end)
+
+    def windows() -> Iterator[Mapping[str, Summary]]:
+        return (store.summaries(version.id, span.start, span.end) for span in spans)
+
+    n = sum(span.n for span in spans)
+    return _make(store, version, origin, start, end, n, store.summaries(version.id, start, end), windows(), need)
+
+
+def _make(
+    store: ReferenceStore,
+    version: ModelVersion,
+    origin: Origin,
+    start: datetime,
+    end: datetime,
+    n: int,
+    summaries: Mapping[str, Summary],
+    windows: Iterable[Mapping[str, Summary]],
+    need: Need | None,
+) -> Reference:
+    """Learns from how the windows differ how much less they say than independent requests would, and stores all."""
     estimators = {name: Estimator(summary) for name, summary in summaries.items()}
-    for span in spans:
-        for name, summary in store.summaries(version.id, span.start, span.end).items():
+    for window in windows:
+        for name, summary in window.items():
             estimators[name].add(summary)
     effects = {name: estimator.result() for name, estimator in estimators.items()}
-    n = sum(span.n for span in spans)
+    if need is not None:
+        _refuse_if_small(n, effects, need)
     return _save(store, version.id, origin, version.id, start, end, n, summaries, effects)
+
+
+def requests_needed(need: Need, design_effect: float) -> int:
+    """Requests from which on a reference lets a shift of ``need.effect`` show, in six bins."""
+    few, many = 1.0, 2.0
+    bins = np.array([5])
+
+    def hides(n: float) -> bool:
+        base = np.array([n / design_effect])
+        return bool(tolerance(need.min_effect, bins, base, REFERENCE_RISK)[0] >= need.effect)
+
+    while hides(many):
+        few, many = many, many * 2
+    while many - few > 1:
+        middle = (few + many) // 2
+        few, many = (middle, many) if hides(middle) else (few, middle)
+    return int(many)
+
+
+def _refuse_if_small(n: int, effects: Mapping[str, DesignEffect], need: Need) -> None:
+    worst = max([1.0, *(float(np.median(effect.values)) for effect in effects.values() if len(effect.values))])
+    needed = requests_needed(need, worst)
+    if n < needed:
+        raise NoReference(
+            f"{n} requests are too few: with a design effect of {worst:.2f} a reference that lets a shift of omega "
+            f"{need.effect:g} show needs {needed}; {needed - n} more, or state a larger --effect"
+        )
 
 
 def _save(

@@ -28,6 +28,7 @@ SENTENCES_LATER = 2
 _ORIGINS = {
     "windows": "chosen windows",
     "first_requests": "the first requests after its deployment",
+    "offline": "a calibration run",
     "previous_version": "the version before it",
 }
 

@@ -13,7 +13,7 @@ from detector.design_effect import DesignEffect
 from detector.finding import Check
 from detector.sequential import Evidence
 
-Origin = Literal["windows", "first_requests", "previous_version"]
+Origin = Literal["windows", "first_requests", "previous_version", "offline"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,6 +37,10 @@ CREATE TABLE alarm_layers (
 
 _COLUMNS = """
 ALTER TABLE checks ADD COLUMN alarms jsonb NOT NULL DEFAULT '{}';
+ALTER TABLE model_references
+    DROP CONSTRAINT model_references_origin_check,
+    ADD CONSTRAINT model_references_origin_check
+        CHECK (origin IN ('windows', 'first_requests', 'previous_version', 'offline'));
 ALTER TABLE reference_probes
     ADD COLUMN design_effect double precision[],
     ADD COLUMN design_estimate double precision,
@@ -56,5 +60,12 @@ def downgrade() -> None:
     for name in ("alarm_layers", "alarm_families", "alarm_states"):
         op.execute(f"DROP TABLE {name}")
     op.execute("ALTER TABLE checks DROP COLUMN alarms")
+    # References of calibration runs stay, as what the former release knows; only their origin is lost.
+    op.execute("UPDATE model_references SET origin = 'windows' WHERE origin = 'offline'")
+    op.execute(
+        "ALTER TABLE model_references DROP CONSTRAINT model_references_origin_check, "
+        "ADD CONSTRAINT model_references_origin_check "
+        "CHECK (origin IN ('windows', 'first_requests', 'previous_version'))"
+    )
     for column in ("design_effect", "design_estimate", "design_windows", "design_requests"):
         op.execute(f"ALTER TABLE reference_probes DROP COLUMN {column}")

@@ -61,7 +61,7 @@ def test_a_bad_deployment_is_found_against_the_version_before(database_url: str)
     assert shown.exit_code == 0, shown.output
     assert "References of digits@2" in shown.output
     assert "previous_version" in shown.output
-    arguments = ["auto", "--model", "digits", "--requests", "400", "--database-url", database_url]
+    arguments = ["auto", "--model", "digits", "--requests", "400", "--effect", "0.5", "--database-url", database_url]
     made = CliRunner().invoke(reference.command, arguments)
     assert "first_requests" in made.output
     store.close()

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from detector.drift import drift
-from detector.examine import REFERENCE_RISK
+from detector.drift import REFERENCE_RISK, drift
 from detector.plan import Question, delays, plan, sentence
 from detector.plan_command import command
 from detector.sequential import calibrate, threshold

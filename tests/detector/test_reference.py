@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
+from agent.wire import Envelope, ProbeWindow, Window, encode
 from detector import reference
-from detector.reference_choice import NoReference, ensure, from_first_requests, from_previous, from_windows, same_probes
+from detector.design_effect import unknown
+from detector.offline import OfflineError, read, write
+from detector.reference_choice import (
+    Need,
+    NoReference,
+    ensure,
+    from_first_requests,
+    from_offline,
+    from_previous,
+    from_windows,
+    requests_needed,
+    same_probes,
+)
 from detector.store import StoreError
 from detector.store.types import ModelVersion, Reference
 from tests.detector.fakes import START, WINDOW, FakeStore, probe, rectified, summarise
@@ -125,7 +141,9 @@ def run(*arguments: str) -> Result:
 
 
 def test_the_command_sets_from_windows_and_prints_a_table(door: Door) -> None:
-    result = run("set", "--model", "digits", "--from", "2026-01-31T12:01:00", "--to", "2026-01-31T12:03:00Z")
+    result = run(
+        "set", "--model", "digits", "--from", "2026-01-31T12:01:00", "--to", "2026-01-31T12:03:00Z", "--effect", "0.5"
+    )
     assert result.exit_code == 0, result.output
     assert "References of digits@1" in result.output
     assert "2026-01-31T12:01:00+00:00" in result.output
@@ -143,9 +161,73 @@ def test_the_command_makes_one_from_the_first_requests_and_lists_the_newest_firs
     assert ["  yes  " in line for line in lines[2:]] == [True, False]
 
 
+def test_a_reference_that_would_hide_the_shift_is_refused_with_the_number_of_requests_still_needed(
+    store: FakeStore,
+) -> None:
+    version = store.add_version("1", PROBES)
+    fill(store, version, 40)
+    need = Need(effect=0.3, min_effect=0.1)
+    with pytest.raises(NoReference, match=r"250 requests are too few: .* needs (\d+); (\d+) more") as refused:
+        from_windows(store, version, START, START + WINDOW, need)
+    needed, more = (int(word) for word in re.findall(r"needs (\d+); (\d+)", str(refused.value))[0])
+    assert needed == 250 + more == requests_needed(need, float(unknown(8).values[0]))
+    assert store.saved_references == []
+    assert from_first_requests(store, version, needed + 250, LATER, need).n >= needed
+    assert requests_needed(Need(0.2, 0.1), 1.0) > 3 * requests_needed(need, 1.0)
+    assert requests_needed(need, 2.0) == pytest.approx(2 * requests_needed(need, 1.0), abs=2)
+    with pytest.raises(ValueError, match="must be above the tolerated one"):
+        Need(0.1, 0.1)
+
+
+def test_a_calibration_run_makes_a_reference(store: FakeStore, tmp_path: Path) -> None:
+    version = store.add_version("1", PROBES)
+    file = tmp_path / "run.bin"
+    write(file, (encode(message) for message in run_messages(version, 6)))
+    windows = read(file, version, LATER)
+    made = from_offline(store, version, windows, Need(0.3, 0.1))
+    assert (made.origin, made.n, made.start, made.end) == ("offline", 1500, START, START + 6 * WINDOW)
+    assert made.effects["relu"].windows == 6
+    with pytest.raises(NoReference, match="differ in layers: late"):
+        from_offline(store, store.add_version("2", [*PROBES, probe("late", 2, 4)]), windows)
+    with pytest.raises(OfflineError, match="run the very file that is served"):
+        read(file, replace(version, digest="1" * 64), LATER)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "no window in it"),
+        (b"\x05abc", "5 bytes, more than there are"),
+        (b"\xff", "is cut off"),
+        (b"\x03abc", "message 1 is unusable"),
+    ],
+)
+def test_a_damaged_file_is_named(store: FakeStore, tmp_path: Path, content: bytes, message: str) -> None:
+    version = store.add_version("1", PROBES)
+    (tmp_path / "run.bin").write_bytes(content)
+    with pytest.raises(OfflineError, match=message):
+        read(tmp_path / "run.bin", version, LATER)
+    with pytest.raises(OfflineError, match="No such file"):
+        read(tmp_path / "none.bin", version, LATER)
+
+
+def run_messages(version: ModelVersion, windows: int) -> list[Envelope]:
+    rng = np.random.default_rng(0)
+    messages = []
+    for i in range(windows):
+        start = int((START + i * WINDOW).timestamp() * 1000)
+        layers = (summarise(rectified(rng, 250, 1, zeros=0)), summarise(rectified(rng, 250, 8)))
+        body = Window(start, start + 60_000, tuple(map(ProbeWindow, PROBES, layers)))
+        messages.append(Envelope("run", 1, i, version.model, version.version, version.digest, body))
+    return messages
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["offline", "--model", "digits", "/nowhere/run.bin"], "/nowhere/run.bin: No such file"),
+        (["auto", "--model", "digits", "--effect", "0.1"], "must be above the tolerated one"),
+        (["auto", "--model", "digits", "--requests", "200"], "requests are too few"),
         (["show", "--model", "digits"], "digits@1 has no reference yet"),
         (["show", "--model", "letters", "--version", "3"], "letters@3 is unknown"),
         (["auto", "--model", "digits", "--requests", "9000"], "has 1250 of 9000 requests"),
