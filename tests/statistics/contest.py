@@ -43,7 +43,7 @@ class Entry:
 def match(detector: str, healthy: Scores, changed: Mapping[str, Scores], values: int) -> Entry:
     """Sets the threshold by the healthy streams and judges the changed ones.
 
-    ``values`` counts the healthy streams' values, for the cost.
+    ``values`` are those that the healthy scores' seconds were spent on.
     """
     peaks = np.sort(healthy.values.max(axis=1))[::-1]
     # The smallest threshold that at most so many healthy streams reach; scores may tie.

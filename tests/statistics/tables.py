@@ -87,8 +87,9 @@ def contest(one: Contest) -> str:
     for entry in one.entries:
         shipped = "" if entry.shipped_false_alarms is None else f"{entry.shipped_false_alarms:.0%}"
         cells = [cell(entry, name) for name in changes]
-        rows.append([entry.detector, shipped, *cells, f"{entry.seconds_per_million:.2g}"])
-    header = ["detector", "false alarms as shipped", *changes, "s per 10⁶ values"]
+        streams = f"{entry.healthy_streams}, {entry.outcomes[changes[0]].streams}"
+        rows.append([entry.detector, streams, shipped, *cells, f"{entry.seconds_per_million:.2g}"])
+    header = ["detector", "streams: healthy, changed", "false alarms as shipped", *changes, "s per 10⁶ values"]
     return f"### {one.family}\n\n" + table(header, rows)
 
 

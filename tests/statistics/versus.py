@@ -6,14 +6,14 @@ import sys
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from tests.statistics import product
 from tests.statistics.contest import Entry, match
 from tests.statistics.digits import camera, corruptions
-from tests.statistics.peers.exchange import Scores, Streams
+from tests.statistics.peers.exchange import Scores, Streams, joined
 from tests.statistics.peers.roster import PEERS, Peer, score, unavailable
 from tests.statistics.scenarios import HORIZON, N_REFERENCE, WINDOW, Family, families, streams
 
@@ -74,6 +74,7 @@ def real(sizes: Sizes, workers: int, seed: int = 1) -> Contest:
 
 
 def reluscope(healthy: tuple[Scores, Scores], changed: Mapping[str, tuple[Scores, Scores]], values: int) -> list[Entry]:
+    """The entries of `OURS`; ``values`` are the healthy streams'."""
     return [
         match(name, healthy[way], {change: scores[way] for change, scores in changed.items()}, values)
         for way, name in enumerate(OURS)
@@ -93,16 +94,15 @@ def _peers(family: str, healthy: Streams, changed: Mapping[str, Streams], sizes:
         count, each = int(share * sizes.healthy), max(1, int(share * sizes.changed))
         if count < FEWEST:
             return None
+        some = [healthy.first(count), *(one.first(each) for one in changed.values())]
         begun = time.monotonic()
-        some = healthy.first(count)
-        entry = match(
-            peer.name,
-            score(peer, some),
-            {name: score(peer, one.first(each)) for name, one in changed.items()},
-            some.reference.size + some.requests.size,
-        )
+        # One run for all: to start an interpreter and import a library takes longer than many streams.
+        scored = score(peer, joined(some))
         print(f"{family}: {peer.name}, {time.monotonic() - begun:.0f} s", file=sys.stderr, flush=True)
-        return entry
+        cuts = np.cumsum([len(one.requests) for one in some])[:-1]
+        quiet, *rest = (replace(scored, values=values) for values in np.split(scored.values, cuts))
+        spent = sum(one.reference.size + one.requests.size for one in some)
+        return match(peer.name, quiet, dict(zip(changed, rest, strict=True)), spent)
 
     zeros = bool((healthy.reference == 0).any())
     able = [peer for peer in PEERS if (zeros or not peer.binary) and unavailable(peer) is None]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,6 +54,12 @@ class Scores:
     shipped: float
     """The threshold that the detector's defaults amount to."""
     seconds: float
+
+
+def joined(parts: Sequence[Streams]) -> Streams:
+    """All streams of all parts, in order."""
+    references, requests = ([getattr(part, name) for part in parts] for name in ("reference", "requests"))
+    return Streams(np.concatenate(references), np.concatenate(requests), parts[0].window)
 
 
 Score = Callable[[Streams], tuple[Floats, Ints, float]]
