@@ -54,6 +54,17 @@ def cut(spans: Iterable[Span], min_requests: int, most_windows: int) -> Iterator
             held = []
 
 
+def disjoint(spans: Iterable[Span]) -> list[Span]:
+    """Windows that overlap, as where agents cut them at unlike lengths, joined into one; ``spans`` by start."""
+    joined: list[Span] = []
+    for span in spans:
+        if joined and span.start < joined[-1].end:
+            last = joined.pop()
+            span = Span(last.start, max(last.end, span.end), last.n + span.n)
+        joined.append(span)
+    return joined
+
+
 def waiting(spans: Iterable[Span], most_windows: int) -> int:
     """Requests in the newest ``most_windows`` windows: what is there where no batch is."""
     return sum(span.n for span in list(spans)[-most_windows:])

@@ -17,6 +17,7 @@ from detector.batches import Batch, cut, waiting
 from detector.dead import LABELS
 from detector.examine import Measured, accumulate, judge, measure
 from detector.finding import Check
+from detector.layered import Layered, hour_of
 from detector.policy import LayerResult, conclude
 from detector.sequential import FAMILIES, Evidence, threshold
 from detector.settings import CheckSettings
@@ -34,6 +35,7 @@ class CheckStore(reference_choice.ReferenceStore, Protocol):
 
     def versions(self, since: datetime) -> list[ModelVersion]: ...
     def current_versions(self) -> list[ModelVersion]: ...
+    def reference_hour(self, reference_id: int, hour: int) -> Layered | None: ...
     def alarm_state(self, version_id: int) -> AlarmState | None: ...
     def save_check(self, check: Check, runbook_versions: Mapping[str, int], advance: Advance | None = None) -> int: ...
     def try_model_lock(self, version_id: int) -> AbstractContextManager[bool]: ...
@@ -117,7 +119,11 @@ def prepare(
 
     def tested(batch: Batch) -> Measured:
         now_ = store.summaries(version.id, batch.start, batch.end)
-        return measure(probes, base.summaries, now_, settings, base.effects, batch.n / batch.windows)
+        hour = hour_of(batch)
+        # The same hour of other days, where the reference covers it: what comes with every morning is no change.
+        before = None if hour is None else store.reference_hour(base.id, hour)
+        before = before or Layered(base.summaries, base.effects)
+        return measure(probes, before.summaries, now_, settings, before.effects, batch.n / batch.windows)
 
     limit = threshold(settings.false_page_days)
     evidence: Mapping[str, Evidence] = state.families if state else {}

@@ -12,6 +12,7 @@ from pathlib import Path
 import click
 
 from detector import offline, reference_choice
+from detector.reference_size import Need
 from detector.store import Store, StoreError
 from detector.store.types import ModelVersion, Reference
 
@@ -134,9 +135,9 @@ def _session(database_url: str, model: str, version: str | None) -> Iterator[tup
         raise click.ClickException(str(error)) from error
 
 
-def _need(effect: float, min_effect: float) -> reference_choice.Need:
+def _need(effect: float, min_effect: float) -> Need:
     try:
-        return reference_choice.Need(effect, min_effect)
+        return Need(effect, min_effect)
     except ValueError as error:
         raise click.BadParameter(str(error)) from error
 

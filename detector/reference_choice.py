@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import reduce
 from typing import Protocol
 
-import numpy as np
-
-from agent.summary import Summary, merge
+from agent.summary import Summary
 from agent.wire import Probe, Window
-from detector.batches import Span
-from detector.design_effect import DesignEffect, Estimator
-from detector.drift import REFERENCE_RISK, tolerance
+from detector.batches import Span, disjoint
+from detector.design_effect import DesignEffect
+from detector.layered import Layered, hours, layered
+from detector.reference_size import Need, shortfall
 from detector.store.types import ModelVersion, Origin, Reference
 
 
@@ -33,24 +30,13 @@ class ReferenceStore(Protocol):
         n: int,
         summaries: Mapping[str, Summary],
         effects: Mapping[str, DesignEffect],
+        by_hour: Mapping[int, Layered],
+        hours_of: int | None,
     ) -> int: ...
     def previous_version(self, version_id: int) -> ModelVersion | None: ...
     def probes(self, version_id: int) -> list[Probe]: ...
     def spans(self, version_id: int, start: datetime, end: datetime) -> list[Span]: ...
     def summaries(self, version_id: int, start: datetime, end: datetime) -> dict[str, Summary]: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Need:
-    """What a reference must be good for."""
-
-    effect: float
-    """Cohen's omega of the smallest shift that must show."""
-    min_effect: float
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.min_effect < self.effect:
-            raise ValueError(f"the effect {self.effect} must be above the tolerated one, {self.min_effect}")
 
 
 class NoReference(Exception):
@@ -90,8 +76,9 @@ def from_previous(store: ReferenceStore, version: ModelVersion, requests: int, u
         source.start,
         source.end,
         source.n,
-        source.summaries,
-        source.effects,
+        Layered(source.summaries, source.effects),
+        {},
+        hours_of=source.id,
     )
 
 
@@ -144,12 +131,13 @@ def from_offline(
             f"the run and {version.model}@{version.version} differ in layers: {', '.join(sorted(missing))}"
         )
     try:
-        summaries = {name: reduce(merge, [part[name] for part in parts if name in part]) for name in parts[0]}
+        whole = layered(lambda: parts)
     except ValueError as error:
         raise NoReference(f"the run's windows do not fit together: {error}") from error
     start, end = (datetime.fromtimestamp(at / 1000, UTC) for at in (windows[0].start_ms, windows[-1].end_ms))
-    n = max(summary.n for summary in summaries.values())
-    return _make(store, version, "offline", start, end, n, summaries, parts, need)
+    n = max(summary.n for summary in whole.summaries.values())
+    _refuse_if_small(n, whole, need)
+    return _save(store, version.id, "offline", version.id, start, end, n, whole, {})
 
 
 def same_probes(a: Sequence[Probe], b: Sequence[Probe]) -> bool:
@@ -173,62 +161,22 @@ def _first_spans(store: ReferenceStore, version: ModelVersion, requests: int, un
 def _from_spans(
     store: ReferenceStore, version: ModelVersion, origin: Origin, spans: Sequence[Span], need: Need | None
 ) -> Reference:
+    """Of all the windows, and of those of each hour of the day that they cover well enough."""
+
+    def of(chosen: Sequence[Span]) -> Layered:
+        return layered(lambda: (store.summaries(version.id, span.start, span.end) for span in chosen))
+
+    spans = disjoint(spans)  # else a short window inside a long one would count twice
+    whole, n = of(spans), sum(span.n for span in spans)
+    _refuse_if_small(n, whole, need)
+    by_hour = {hour: of(inside) for hour, inside in hours(spans).items()}
     start, end = spans[0].start, max(span.end for span in spans)
-
-    def windows() -> Iterator[Mapping[str, Summary]]:
-        return (store.summaries(version.id, span.start, span.end) for span in spans)
-
-    n = sum(span.n for span in spans)
-    return _make(store, version, origin, start, end, n, store.summaries(version.id, start, end), windows(), need)
+    return _save(store, version.id, origin, version.id, start, end, n, whole, by_hour)
 
 
-def _make(
-    store: ReferenceStore,
-    version: ModelVersion,
-    origin: Origin,
-    start: datetime,
-    end: datetime,
-    n: int,
-    summaries: Mapping[str, Summary],
-    windows: Iterable[Mapping[str, Summary]],
-    need: Need | None,
-) -> Reference:
-    """Learns from how the windows differ how much less they say than independent requests would, and stores all."""
-    estimators = {name: Estimator(summary) for name, summary in summaries.items()}
-    for window in windows:
-        for name, summary in window.items():
-            estimators[name].add(summary)
-    effects = {name: estimator.result() for name, estimator in estimators.items()}
-    if need is not None:
-        _refuse_if_small(n, effects, need)
-    return _save(store, version.id, origin, version.id, start, end, n, summaries, effects)
-
-
-def requests_needed(need: Need, design_effect: float) -> int:
-    """Requests from which on a reference lets a shift of ``need.effect`` show, in six bins."""
-    few, many = 1.0, 2.0
-    bins = np.array([5])
-
-    def hides(n: float) -> bool:
-        base = np.array([n / design_effect])
-        return bool(tolerance(need.min_effect, bins, base, REFERENCE_RISK)[0] >= need.effect)
-
-    while hides(many):
-        few, many = many, many * 2
-    while many - few > 1:
-        middle = (few + many) // 2
-        few, many = (middle, many) if hides(middle) else (few, middle)
-    return int(many)
-
-
-def _refuse_if_small(n: int, effects: Mapping[str, DesignEffect], need: Need) -> None:
-    worst = max([1.0, *(float(np.median(effect.values)) for effect in effects.values() if len(effect.values))])
-    needed = requests_needed(need, worst)
-    if n < needed:
-        raise NoReference(
-            f"{n} requests are too few: with a design effect of {worst:.2f} a reference that lets a shift of omega "
-            f"{need.effect:g} show needs {needed}; {needed - n} more, or state a larger --effect"
-        )
+def _refuse_if_small(n: int, whole: Layered, need: Need | None) -> None:
+    if need is not None and (why := shortfall(n, whole.effects, need)) is not None:
+        raise NoReference(why)
 
 
 def _save(
@@ -239,10 +187,11 @@ def _save(
     start: datetime,
     end: datetime,
     n: int,
-    summaries: Mapping[str, Summary],
-    effects: Mapping[str, DesignEffect],
+    whole: Layered,
+    by_hour: Mapping[int, Layered],
+    hours_of: int | None = None,
 ) -> Reference:
-    store.save_reference(version_id, origin, source, start, end, n, summaries, effects)
+    store.save_reference(version_id, origin, source, start, end, n, whole.summaries, whole.effects, by_hour, hours_of)
     saved = store.reference(version_id)
     if saved is None:
         raise NoReference(f"the reference of model version {version_id} vanished as it was saved")

@@ -11,6 +11,7 @@ from agent.wire import Envelope, Probe
 from detector.batches import Span
 from detector.design_effect import DesignEffect
 from detector.finding import Check
+from detector.layered import Layered
 from detector.runbooks import Runbook
 from detector.store import alarms, alerts, checks, ingest, partitions, reading, references, versions
 from detector.store.database import Database
@@ -129,12 +130,24 @@ class Store:
         n: int,
         summaries: Mapping[str, Summary],
         effects: Mapping[str, DesignEffect] | None = None,
+        by_hour: Mapping[int, Layered] | None = None,
+        hours_of: int | None = None,
     ) -> int:
-        """Makes a new active reference in place of the former one, which is kept; its id."""
+        """Makes a new active reference in place of the former one, which is kept; its id.
+
+        ``by_hour`` holds the references of hours of the day; ``hours_of`` takes over those of another reference.
+        """
         with self._database.begin() as connection:
-            return references.save(
-                connection, version_id, origin, source_version_id, start, end, n, summaries, effects or {}
+            made = references.save(
+                connection, version_id, origin, source_version_id, start, end, n, Layered(summaries, effects or {})
             )
+            references.save_hours(connection, made, by_hour or {}, hours_of)
+            return made
+
+    def reference_hour(self, reference_id: int, hour: int) -> Layered | None:
+        """The reference of one hour of the day, UTC; None where it covers too little of it."""
+        with self._database.begin() as connection:
+            return references.of_hour(connection, reference_id, hour)
 
     # Checks
 

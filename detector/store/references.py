@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any, cast
 
 import numpy as np
-from sqlalchemy import Connection, RowMapping, insert, select, update
+from sqlalchemy import Connection, RowMapping, insert, literal, select, update
 
-from agent.summary import Summary
 from detector.design_effect import DesignEffect
+from detector.layered import Layered
 from detector.store import locks
 from detector.store.rows import summary_from_row, summary_to_row
-from detector.store.tables import model_references, reference_probes
+from detector.store.tables import model_references, reference_hours, reference_probes
 from detector.store.types import Origin, Reference
 
 
@@ -25,12 +25,7 @@ def active(connection: Connection, version_id: int) -> Reference | None:
     if row is None:
         return None
     parts = connection.execute(select(reference_probes).where(reference_probes.c.reference_id == row["id"])).mappings()
-    summaries, effects = {}, {}
-    for part in parts:
-        summaries[part["name"]] = summary_from_row(part)
-        if part["design_effect"] is not None:
-            effects[part["name"]] = _effect(part)
-    return _reference(row, summaries, effects)
+    return _reference(row, _read(parts))
 
 
 def listing(connection: Connection, version_id: int) -> list[Reference]:
@@ -41,7 +36,7 @@ def listing(connection: Connection, version_id: int) -> list[Reference]:
         .where(table.model_version_id == version_id)
         .order_by(table.created_at.desc(), table.id.desc())
     )
-    return [_reference(row, {}, {}) for row in rows.mappings()]
+    return [_reference(row, Layered({}, {})) for row in rows.mappings()]
 
 
 def save(
@@ -52,8 +47,7 @@ def save(
     start: datetime,
     end: datetime,
     n: int,
-    summaries: Mapping[str, Summary],
-    effects: Mapping[str, DesignEffect],
+    whole: Layered,
 ) -> int:
     """See `Store.save_reference`."""
     # Waits for another writer: an index allows one active reference, and the later one wins.
@@ -70,13 +64,50 @@ def save(
         "active": True,
     }
     reference_id = int(connection.execute(insert(table).values(**values).returning(table.c.id)).scalar_one())
-    rows = [
-        {"reference_id": reference_id, "name": name, **summary_to_row(summary), **_effect_row(effects.get(name))}
-        for name, summary in summaries.items()
-    ]
+    rows = [{"reference_id": reference_id, **row} for row in _layers(whole)]
     if rows:
         connection.execute(insert(reference_probes), rows)
     return reference_id
+
+
+def save_hours(
+    connection: Connection, reference_id: int, by_hour: Mapping[int, Layered], copied_from: int | None
+) -> None:
+    """See `Store.save_reference`."""
+    rows = [
+        {"reference_id": reference_id, "hour": hour, **row} for hour, one in by_hour.items() for row in _layers(one)
+    ]
+    if rows:
+        connection.execute(insert(reference_hours), rows)
+    if copied_from is not None:
+        columns = [column for column in reference_hours.c if column.name != "reference_id"]
+        source = select(literal(reference_id), *columns).where(reference_hours.c.reference_id == copied_from)
+        names = ["reference_id", *(column.name for column in columns)]
+        connection.execute(insert(reference_hours).from_select(names, source))
+
+
+def of_hour(connection: Connection, reference_id: int, hour: int) -> Layered | None:
+    """See `Store.reference_hour`."""
+    table = reference_hours.c
+    query = select(reference_hours).where(table.reference_id == reference_id, table.hour == hour)
+    found = _read(connection.execute(query).mappings())
+    return found if found.summaries else None
+
+
+def _layers(one: Layered) -> list[dict[str, Any]]:
+    return [
+        {"name": name, **summary_to_row(summary), **_effect_row(one.effects.get(name))}
+        for name, summary in one.summaries.items()
+    ]
+
+
+def _read(rows: Iterable[RowMapping]) -> Layered:
+    summaries, effects = {}, {}
+    for row in rows:
+        summaries[row["name"]] = summary_from_row(row)
+        if row["design_effect"] is not None:
+            effects[row["name"]] = _effect(row)
+    return Layered(summaries, effects)
 
 
 def _effect_row(effect: DesignEffect | None) -> dict[str, Any]:
@@ -97,7 +128,7 @@ def _effect(row: RowMapping) -> DesignEffect:
     )
 
 
-def _reference(row: RowMapping, summaries: Mapping[str, Summary], effects: Mapping[str, DesignEffect]) -> Reference:
+def _reference(row: RowMapping, whole: Layered) -> Reference:
     return Reference(
         id=row["id"],
         version_id=row["model_version_id"],
@@ -107,6 +138,6 @@ def _reference(row: RowMapping, summaries: Mapping[str, Summary], effects: Mappi
         end=row["window_end"],
         n=row["n"],
         created_at=row["created_at"],
-        summaries=summaries,
-        effects=effects,
+        summaries=whole.summaries,
+        effects=whole.effects,
     )

@@ -44,6 +44,15 @@ def _summary_columns() -> list[Column[Any]]:
     return [Column("n", BigInteger, nullable=False), *counts, *values, *sketch]
 
 
+def _design_columns() -> list[Column[Any]]:
+    return [
+        Column("design_effect", ARRAY(Double)),
+        Column("design_estimate", Double),
+        Column("design_windows", Integer),
+        Column("design_requests", Double),
+    ]
+
+
 def _text(*names: str, null: bool = False) -> list[Column[str]]:
     return [Column(name, Text, nullable=null) for name in names]
 
@@ -123,16 +132,23 @@ model_references = Table(
     Column("active", Boolean, nullable=False),
 )
 
+reference_hours = Table(
+    "reference_hours",
+    metadata,
+    Column("reference_id", Integer, primary_key=True),
+    Column("hour", SmallInteger, primary_key=True),
+    Column("name", Text, primary_key=True),
+    *_summary_columns(),
+    *_design_columns(),
+)
+
 reference_probes = Table(
     "reference_probes",
     metadata,
     Column("reference_id", Integer, primary_key=True),
     Column("name", Text, primary_key=True),
     *_summary_columns(),
-    Column("design_effect", ARRAY(Double)),
-    Column("design_estimate", Double),
-    Column("design_windows", Integer),
-    Column("design_requests", Double),
+    *_design_columns(),
 )
 
 alarm_states = Table(

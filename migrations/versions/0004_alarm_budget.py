@@ -49,15 +49,28 @@ ALTER TABLE reference_probes
 """
 
 
+_HOURS = """
+CREATE TABLE reference_hours (
+    LIKE reference_probes INCLUDING ALL,
+    hour smallint NOT NULL CHECK (hour BETWEEN 0 AND 23)
+);
+ALTER TABLE reference_hours
+    DROP CONSTRAINT reference_hours_pkey,
+    ADD PRIMARY KEY (reference_id, hour, name),
+    ADD FOREIGN KEY (reference_id) REFERENCES model_references ON DELETE CASCADE;
+"""
+
+
 def upgrade() -> None:
     """Makes the tables and columns; references that are there already have no design effect."""
     op.execute(_STATES)
     op.execute(_COLUMNS)
+    op.execute(_HOURS)
 
 
 def downgrade() -> None:
     """Drops them; after an upgrade evidence begins anew."""
-    for name in ("alarm_layers", "alarm_families", "alarm_states"):
+    for name in ("reference_hours", "alarm_layers", "alarm_families", "alarm_states"):
         op.execute(f"DROP TABLE {name}")
     op.execute("ALTER TABLE checks DROP COLUMN alarms")
     # References of calibration runs stay, as what the former release knows; only their origin is lost.

@@ -16,6 +16,7 @@ from agent.wire import Probe, ProbeKind
 from detector.batches import Span
 from detector.design_effect import DesignEffect
 from detector.finding import Check
+from detector.layered import Layered
 from detector.store.types import Advance, AlarmState, ModelVersion, Origin, Reference
 
 START = datetime(2026, 1, 31, 12, 0, tzinfo=UTC)
@@ -31,6 +32,7 @@ class FakeStore:
     windows: dict[int, list[tuple[Span, dict[str, Summary]]]] = field(default_factory=dict)
     saved_references: list[Reference] = field(default_factory=list)
     alarm_states: dict[int, AlarmState] = field(default_factory=dict)
+    hours: dict[int, dict[int, Layered]] = field(default_factory=dict)
     saved_checks: list[tuple[Check, dict[str, int]]] = field(default_factory=list)
     locked_elsewhere: set[int] = field(default_factory=set)
     superseded: set[int] = field(default_factory=set)
@@ -82,12 +84,18 @@ class FakeStore:
         n: int,
         summaries: Mapping[str, Summary],
         effects: Mapping[str, DesignEffect] | None = None,
+        by_hour: Mapping[int, Layered] | None = None,
+        hours_of: int | None = None,
     ) -> int:
         number = len(self.saved_references) + 1
         self.saved_references.append(
             Reference(number, version_id, origin, source_version_id, start, end, n, end, dict(summaries), effects or {})
         )
+        self.hours[number] = dict(by_hour or self.hours.get(hours_of or 0, {}))
         return number
+
+    def reference_hour(self, reference_id: int, hour: int) -> Layered | None:
+        return self.hours[reference_id].get(hour)
 
     def alarm_state(self, version_id: int) -> AlarmState | None:
         return self.alarm_states.get(version_id)

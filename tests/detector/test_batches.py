@@ -8,7 +8,7 @@ from datetime import timedelta
 from hypothesis import given
 from hypothesis import strategies as st
 
-from detector.batches import Batch, Span, cut, waiting
+from detector.batches import Batch, Span, cut, disjoint, waiting
 from tests.detector.fakes import START
 
 MINUTE = timedelta(minutes=1)
@@ -38,6 +38,12 @@ def test_a_window_whose_time_is_used_is_passed_over() -> None:
     mixed = sorted([*spans(300, 300, 300, 300, 300, 300), long], key=lambda span: (span.start, span.end))
     starts = [(b.start, b.end) for b in cut(mixed, 200, 12)]
     assert starts == [(START + i * MINUTE, START + (i + 1) * MINUTE) for i in range(6)]
+
+
+def test_windows_that_overlap_are_joined() -> None:
+    long = Span(START, START + 2 * MINUTE, 500)
+    joined = disjoint(sorted([*spans(100, 100, 100), long], key=lambda span: (span.start, span.end)))
+    assert joined == [Span(START, START + 2 * MINUTE, 700), Span(START + 2 * MINUTE, START + 3 * MINUTE, 100)]
 
 
 @given(st.lists(st.integers(0, 400), max_size=40), st.integers(1, 500), st.integers(1, 8))

@@ -16,16 +16,15 @@ from detector import reference
 from detector.design_effect import unknown
 from detector.offline import OfflineError, read, write
 from detector.reference_choice import (
-    Need,
     NoReference,
     ensure,
     from_first_requests,
     from_offline,
     from_previous,
     from_windows,
-    requests_needed,
     same_probes,
 )
+from detector.reference_size import Need, requests_needed
 from detector.store import StoreError
 from detector.store.types import ModelVersion, Reference
 from tests.detector.fakes import START, WINDOW, FakeStore, probe, rectified, summarise
