@@ -15,8 +15,8 @@ from agent.summary.histogram import Floats
 from agent.wire import Probe
 from detector.dead import Dead, dead
 from detector.design_effect import estimate
-from detector.drift import drift
-from detector.examine import REFERENCE_RISK, measure
+from detector.drift import REFERENCE_RISK, drift
+from detector.examine import measure
 from detector.sequential import FAMILIES, Evidence, advance, calibrate, threshold
 from detector.settings import CheckSettings
 from tests.statistics.draws import part

@@ -15,7 +15,7 @@ from scipy.stats import binom, chi2, poisson
 
 from agent.summary import merge
 from agent.summary.histogram import Floats
-from detector.examine import REFERENCE_RISK
+from detector.drift import REFERENCE_RISK
 from detector.sequential import Evidence, advance
 from tests.statistics.draws import INDEPENDENT, Sessions, draw, part
 from tests.statistics.laws import Law, at_omega, cells, hurdle, stretch_at, zeros_at
