@@ -6,6 +6,7 @@ import re
 import subprocess
 import tempfile
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from tests.statistics.peers.exchange import Scores, Streams, read_scores, write_streams
@@ -60,6 +61,7 @@ def version(peer: Peer) -> str:
     return found[1] if found else "?"
 
 
+@cache
 def unavailable(peer: Peer) -> str | None:
     """Why a peer cannot be run; None where it can."""
     if not peer.python.exists():
