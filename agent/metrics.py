@@ -10,6 +10,16 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_late
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 DROP_REASONS = ("queue_full", "inflight_bytes", "slow_body", "disconnected", "model_not_ready", "model_gone")
 """Why a request that may have been sampled is lost without anybody's fault in its content."""
+PAIRED_DROP_REASONS = (
+    "rate",
+    "queue_full",
+    "model_gone",
+    "join_full",
+    "join_duplicate",
+    "response_missing",
+    "request_missing",
+)
+"""Why a request that was chosen for comparison, or a response, is not compared, without anybody's fault."""
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
@@ -38,15 +48,67 @@ class AgentMetrics:
             "last_publish_timestamp_seconds", "When the broker last acknowledged a message, Unix time; 0 for never."
         )
         self.duty_cycle = self._gauge("duty_cycle", "Share of time spent in replay lately.")
-        self.effective_sample_ratio = self._gauge("effective_sample_ratio", "Share of requests that is sampled now.")
+        self.effective_sample_ratio = self._gauge(
+            "effective_sample_ratio", "Share of the last minute's requests that was replayed."
+        )
+        self.target_sample_ratio = self._gauge(
+            "target_sample_ratio", "Share of requests that is sampled now; below --sample-rate where a budget demands."
+        )
         self.model_info = self._gauge("model_info", "1 for each model version loaded.", "model", "version", "provider")
+        self.capture_overhead_ratio = self._gauge(
+            "capture_overhead_ratio",
+            "Time of a replay over that of the plain model, timed at load; NaN untimed.",
+            "model",
+            "version",
+        )
+        self.probe_groups = self._gauge(
+            "probe_groups", "Groups of probes that take turns, to keep the budget.", "model", "version"
+        )
+        self.gpu_fallback = self._gauge("gpu_fallback", "1 while replay is on the CPU for want of the GPU.", "model")
+        self.out_of_memory_total = self._counter("out_of_memory_total", "Batches that did not fit in memory.", "model")
         for reason in DROP_REASONS:
             self.dropped_total.labels(reason)
+        self._add_paired()
+
+    def _add_paired(self) -> None:
+        """Series of paired replay."""
+        self.responses_total = self._counter("responses_total", "Responses that arrived for a known model.", "model")
+        self.paired_requests_total = self._counter(
+            "paired_requests_total", "Requests compared with a baseline.", "model", "version", "kind"
+        )
+        self.paired_mismatched_total = self._counter(
+            "paired_mismatched_total", "Compared requests with an output beyond tolerance.", "model", "version", "kind"
+        )
+        self.paired_dropped_total = self._counter(
+            "paired_dropped_total", "Requests and responses that could not be compared for want of room.", "reason"
+        )
+        self.paired_failed_total = self._counter(
+            "paired_failed_total", "Comparisons that failed, and why.", "model", "kind", "reason"
+        )
+        self.paired_unmatched_probes = self._gauge(
+            "paired_unmatched_probes", "Probes without a counterpart in the baseline.", "model", "kind"
+        )
+        self.paired_queue_bytes = self._gauge("paired_queue_bytes", "Bytes of requests that wait to be compared.")
+        self.paired_join_bytes = self._gauge(
+            "paired_join_bytes", "Bytes of requests and responses that wait for each other."
+        )
+        self.validation_accuracy = self._gauge(
+            "validation_accuracy", "Share of the labelled holdout that the served model gets right.", "model", "version"
+        )
+        self.quantized_accuracy_delta = self._gauge(
+            "quantized_accuracy_delta",
+            "Accuracy on the labelled holdout: served model minus reference model.",
+            "model",
+            "version",
+        )
+        for reason in PAIRED_DROP_REASONS:
+            self.paired_dropped_total.labels(reason)
 
     def start_model(self, model: str) -> None:
         """Let a model's request counters start at 0, so that the first increase is seen."""
         self.requests_total.labels(model)
         self.sampled_total.labels(model)
+        self.responses_total.labels(model)
 
     def watch_queue(self, depth: Callable[[], tuple[int, int]]) -> None:
         """Read queue_bytes from `depth() -> (items, bytes)` at each scrape."""

@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import structlog
 
-from agent.instrument import Instrumented, InstrumentError, instrument, load
+from agent.capture import choice
+from agent.capture.calibration import Calibration, calibrate
+from agent.capture.choice import ChoiceError
+from agent.capture.engine import Engine
+from agent.capture.gauges import ModelGauges
+from agent.capture.settings import CaptureSettings
+from agent.capture.timing import Stopped
+from agent.instrument import Instrumented, InstrumentError, instrument, open_model
 from agent.intake.catalog import ModelMetadata
 from agent.intake.oip import TensorSpec
 from agent.metrics import AgentMetrics
-from agent.replay import Port, Replayer, ReplayError
+from agent.replay import Port, Replayer, ReplayError, output_types
 from agent.repository import MODEL_FILE, Entry, RepositoryError, digest, scan
 
 log = structlog.get_logger()
-_NICE = 10  # replay yields to the server that shares the pod's CPU
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +34,9 @@ class Served:
     entry: Entry
     digest: str
     instrumented: Instrumented
-    replayer: Replayer
+    replayer: Engine
     metadata: ModelMetadata
+    gauges: ModelGauges
 
 
 class Models:
@@ -40,15 +47,16 @@ class Models:
         root: Path,
         metrics: AgentMetrics,
         on_deployment: Callable[[Entry, str, Instrumented, str], None],
+        settings: CaptureSettings,
         *,
-        threads: int,
-        gpu_mem_limit: int,
+        on_refreshed: Callable[[Mapping[str, Served]], None] = lambda served: None,
     ) -> None:
+        """``on_refreshed`` is called after every look at the repository, in the thread that watches it."""
         self._root = root
         self._metrics = metrics
         self._on_deployment = on_deployment
-        self._threads = threads
-        self._gpu_mem_limit = gpu_mem_limit
+        self._on_refreshed = on_refreshed
+        self._settings = settings
         self._served: dict[str, Served] = {}
         self._refused: dict[str, Entry] = {}
         self._unreadable: str | None = None
@@ -66,8 +74,8 @@ class Models:
     def models(self) -> Sequence[ModelMetadata]:
         return [served.metadata for _, served in sorted(self._served.items())]
 
-    def refresh(self) -> None:
-        """Loads what is new or changed, forgets what has gone.
+    def refresh(self, stopped: Callable[[], bool] = lambda: False) -> None:
+        """Loads what is new or changed, forgets what has gone; comes back soon once ``stopped()``.
 
         A version that fails is tried again when its file changes.
         """
@@ -84,58 +92,105 @@ class Models:
         self._warned_empty = not found
         for model, entry in found.items():
             served = self._served.get(model)
-            if (served is None or served.entry != entry) and self._refused.get(model) != entry:
-                self._load(entry)
+            if (served is None or served.entry != entry) and self._refused.get(model) != entry and not stopped():
+                self._load(entry, stopped)
         for model in self._served.keys() - found.keys():
-            self._forget(self._served.pop(model))
+            self._served.pop(model).gauges.forget()
             log.info("model.removed", model=model)
+        self._on_refreshed(self._served)
 
     def watch(self, interval_seconds: float, stop: threading.Event) -> None:
         """Refreshes until stopped."""
-        be_nice()
+        be_nice(self._settings.nice)
         while not stop.is_set():
-            self.refresh()
+            self.refresh(stop.is_set)
             stop.wait(interval_seconds)
 
-    def _load(self, entry: Entry) -> None:
+    def _load(self, entry: Entry, stopped: Callable[[], bool]) -> None:
+        """Makes the version the one that is served. Until it is ready, the former one serves."""
+        gauges = ModelGauges(self._metrics, entry.model, entry.version)
         try:
-            checksum = digest(entry.path)
-            instrumented = instrument(load(entry.path))
-            replayer = Replayer(instrumented, threads=self._threads, gpu_mem_limit=self._gpu_mem_limit)
-        except (InstrumentError, ReplayError, OSError) as error:
+            opened = open_model(entry.path)
+            checksum = digest(entry.path, opened.external_files)
+            observed = self._observe(entry, instrument(opened, output_types))
+            calibration = self._calibrate(observed, stopped)
+            replayer = Engine(observed, calibration.groups, self._settings, gauges)
+        except Stopped:
+            return
+        except (InstrumentError, ChoiceError, ReplayError, OSError) as error:
             self._refused[entry.model] = entry
             self._metrics.rejected_total.labels(entry.model, "model_unusable").inc()
             log.error("model.refused", model=entry.model, version=entry.version, reason=str(error))
             return
-        before = self._served.get(entry.model)
         metadata = ModelMetadata(entry.model, entry.version, True, _specs(replayer.inputs), _specs(replayer.outputs))
-        served = Served(entry, checksum, instrumented, replayer, metadata)
+        self._swap(Served(entry, checksum, observed, replayer, metadata, gauges), calibration)
+        self._say(entry, calibration, observed, replayer)
+
+    def _swap(self, served: Served, calibration: Calibration) -> None:
+        entry = served.entry
+        before = self._served.get(entry.model)
         # A re-written file with the same content is the same deployment.
-        if before is None or (before.entry.version, before.digest) != (entry.version, checksum):
-            self._on_deployment(entry, checksum, instrumented, replayer.provider)
+        if before is None or (before.entry.version, before.digest) != (entry.version, served.digest):
+            self._on_deployment(entry, served.digest, served.instrumented, served.replayer.provider)
         if before is not None:
-            self._forget(before)
+            before.gauges.forget()
         self._served[entry.model] = served
         self._refused.pop(entry.model, None)
         self._metrics.start_model(entry.model)
-        self._metrics.model_info.labels(entry.model, entry.version, replayer.provider).set(1)
+        served.gauges.show(served.replayer.provider, calibration)
+
+    def _observe(self, entry: Entry, whole: Instrumented) -> Instrumented:
+        """The version instrumented at the probes that are wanted."""
+        chosen = choice.choose(whole.probes, self._settings.probes)
+        if chosen.unmatched:
+            log.warning(
+                "probes.unmatched",
+                model=entry.model,
+                version=entry.version,
+                globs=list(chosen.unmatched),
+                names=choice.listing(whole.probes),
+            )
+        if not chosen.left_out:
+            return whole
+        return replace(whole.subset(chosen.names), not_probed=(*whole.not_probed, *chosen.left_out))
+
+    def _calibrate(self, observed: Instrumented, stopped: Callable[[], bool]) -> Calibration:
+        # Two sessions are timed against each other; together they keep the limit.
+        device = self._settings.device.sharing(2)
+        return calibrate(observed, self._settings, lambda part: Replayer.on(device, part), stopped)
+
+    def _say(self, entry: Entry, calibration: Calibration, observed: Instrumented, replayer: Engine) -> None:
+        ratio = None if calibration.ratio is None else round(calibration.ratio, 3)
         log.info(
             "model.loaded",
             model=entry.model,
             version=entry.version,
-            probes=len(instrumented.probes),
-            not_probed=len(instrumented.not_probed),
+            probes=len(observed.probes),
+            not_probed=len(observed.not_probed),
             provider=replayer.provider,
+            groups=len(calibration.groups),
+            overhead_ratio=ratio,
+            overhead_timed=calibration.timed,
         )
+        if not calibration.within:
+            log.warning(
+                "budget.unmet",
+                model=entry.model,
+                version=entry.version,
+                overhead_ratio=ratio,
+                budget=self._settings.overhead_budget,
+                hint="even one activation at a time costs more; leave out the largest with --probes, or allow more",
+            )
 
-    def _forget(self, served: Served) -> None:
-        self._metrics.model_info.remove(served.entry.model, served.entry.version, served.replayer.provider)
 
+def be_nice(level: int = 10) -> None:
+    """Lowers the priority of the calling thread, and of the threads it starts, to a nice level from 0 to 19.
 
-def be_nice() -> None:
-    """Lowers the priority of the calling thread and of the threads it starts."""
+    A thread that is nicer already stays so: to be less nice takes a privilege.
+    """
     if hasattr(os, "setpriority"):
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
+        thread = threading.get_native_id()
+        os.setpriority(os.PRIO_PROCESS, thread, max(level, os.getpriority(os.PRIO_PROCESS, thread)))
 
 
 def _specs(ports: Sequence[Port]) -> tuple[TensorSpec, ...]:

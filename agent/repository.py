@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,7 @@ class RepositoryError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One version's file. ``stamp`` changes when the file does, without reading it."""
+    """One version's file. ``stamp`` changes when it or a file beside it does, without reading them."""
 
     model: str
     version: str
@@ -38,12 +39,23 @@ def scan(root: Path) -> dict[str, Entry]:
             continue
         newest = found.get(model)
         if newest is None or int(version) > int(newest.version):
-            status = path.stat()
-            found[model] = Entry(model, version, path, (status.st_mtime_ns, status.st_size))
+            found[model] = Entry(model, version, path, _stamp(path.parent))
     return found
 
 
-def digest(path: Path) -> str:
-    """sha256 of a file, lower-case hex."""
+def _stamp(folder: Path) -> tuple[int, int]:
+    """Newest change and total size of the files of a version: the model, its external data, its holdout."""
+    statuses = [path.stat() for path in folder.iterdir() if path.is_file()]
+    return max(status.st_mtime_ns for status in statuses), sum(status.st_size for status in statuses)
+
+
+def digest(path: Path, external: Iterable[Path] = ()) -> str:
+    """sha256 of a model, lower-case hex: of its file, or of the digests of that and of its external data in order."""
+    own = _digest(path)
+    others = [_digest(file) for file in external]
+    return hashlib.sha256("".join([own, *others]).encode()).hexdigest() if others else own
+
+
+def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -17,6 +17,10 @@ _PROBED = 4096
 _EDGE = 1024
 _HEAD = 1024
 _ID_AT_HEAD = re.compile(rb'\s*+\{\s*+"id"\s*+:\s*+("[^"\\\x00-\x1f]*+(?:\\.[^"\\\x00-\x1f]*+)*+")')
+_MEMBER = rb'"(?!id")[^"\\\x00-\x1f]*+"\s*+:\s*+(?:"[^"\\\x00-\x1f]*+(?:\\.[^"\\\x00-\x1f]*+)*+"|[-+.\w]++)\s*+,\s*+'
+_ID_AMONG_FIRST = re.compile(
+    rb"\s*+\{\s*+(?:" + _MEMBER + rb')*+"id"\s*+:\s*+("[^"\\\x00-\x1f]*+(?:\\.[^"\\\x00-\x1f]*+)*+")'
+)
 
 
 class Sampler:
@@ -24,6 +28,10 @@ class Sampler:
 
     def __init__(self, rate: float) -> None:
         self.rate = rate
+        self.seen = 0
+        """Requests asked about, ever. Both counts are the intake thread's alone to change; any thread may read them."""
+        self.kept = 0
+        """Those that were in the sample."""
 
     @property
     def rate(self) -> float:
@@ -40,7 +48,10 @@ class Sampler:
     def keep(self, request_id: bytes) -> bool:
         """Whether the request of this identity is in the sample."""
         digest = hashlib.blake2b(request_id, digest_size=8, person=b"reluscope").digest()
-        return int.from_bytes(digest, "big") < self._threshold
+        kept = int.from_bytes(digest, "big") < self._threshold
+        self.seen += 1
+        self.kept += kept
+        return kept
 
 
 def id_at_head(body: bytes) -> str | None:
@@ -49,6 +60,21 @@ def id_at_head(body: bytes) -> str | None:
     Looks at the first kilobyte only: this runs before the answer, parsing does not.
     """
     found = _ID_AT_HEAD.match(body, 0, _HEAD)
+    if found is None:
+        return None
+    try:
+        value: str = orjson.loads(found[1])
+    except orjson.JSONDecodeError:
+        return None
+    return value or None
+
+
+def id_of_response(body: bytes) -> str | None:
+    """The response's "id", where only plain members ("model_name", say) stand before it in the JSON; else None.
+
+    Servers put it before or behind the model's name. Looks at the first kilobyte only, as `id_at_head` does.
+    """
+    found = _ID_AMONG_FIRST.match(body, 0, _HEAD)
     if found is None:
         return None
     try:

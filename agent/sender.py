@@ -54,6 +54,28 @@ class Sender:
             requests = max((item.summary.n for item in items), default=0)
             log.info("window.closed", model=slot.model, version=slot.version, requests=requests)
 
+    def comparison(self, model: str, version: str, digest: str, body: wire.Comparison) -> None:
+        """Sends a comparison, in parts where it is too large for one message: its own counts are in the first."""
+        parts = list(self._comparison_parts(body.probes)) or [()]
+        for number, part in enumerate(parts):
+            item = replace(body if number == 0 else wire.probes_only(body), probes=part)
+            self._post(wire.Envelope(self._agent_id, self._outbox.boot_epoch, 0, model, version, digest, item))
+        log.info("comparison.closed", model=model, version=version, kind=body.kind, requests=body.n)
+
+    def _comparison_parts(self, items: Iterable[wire.ProbeComparison]) -> Iterator[tuple[wire.ProbeComparison, ...]]:
+        """As `_parts`."""
+        part: list[wire.ProbeComparison] = []
+        room = self._max_message_bytes
+        for item in items:
+            size = wire.estimated_comparison_size(item)
+            if part and size > room:
+                yield tuple(part)
+                part, room = [], self._max_message_bytes
+            part.append(item)
+            room -= size
+        if part:
+            yield tuple(part)
+
     def _parts(self, items: Iterable[wire.ProbeWindow]) -> Iterator[tuple[wire.ProbeWindow, ...]]:
         """Runs of probes that fit a message together; a probe too large by itself goes alone."""
         part: list[wire.ProbeWindow] = []

@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
-import math
-import os
 import signal
 import socket
 import threading
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 import structlog
 
-from agent.intake import http
+from agent.capture.options import budgets, capture_options, capture_settings
+from agent.governor import Governor
+from agent.intake import http, server
 from agent.intake.oip import Limits
 from agent.intake.queue import ByteQueue, Captured
 from agent.logging import Format, configure
 from agent.metrics import AgentMetrics
-from agent.models import Models
+from agent.models import Models, Served
+from agent.options import Finite
 from agent.outbox import Outbox, OutboxError
+from agent.paired.holdouts import Holdouts
+from agent.paired.options import paired_options
+from agent.paired.runner import Paired
+from agent.paired.settings import PairedSettings
+from agent.paired.windows import ComparisonWindows
+from agent.replay import ReplayError, resolve
 from agent.sampling import Sampler
 from agent.sender import Sender
 from agent.supervise import supervised
+from agent.throttle import Throttle
 from agent.transport import Publisher
 from agent.windowing import Accumulator
 from agent.worker import Worker, WorkerSettings
@@ -37,16 +47,6 @@ def _agent_id() -> str:
     return socket.gethostname()
 
 
-class Finite(click.FloatRange):
-    """A float range that refuses NaN and infinity too."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        number = float(super().convert(value, param, ctx))
-        if not math.isfinite(number):
-            self.fail(f"{value!r} is not a finite number", param, ctx)
-        return number
-
-
 def api_version(_context: click.Context, _option: click.Parameter, value: str | None) -> tuple[int, ...] | None:
     """A Kafka protocol version as kafka-python wants it; raises click.BadParameter where it is no version."""
     if value is None:
@@ -55,11 +55,6 @@ def api_version(_context: click.Context, _option: click.Parameter, value: str | 
         return tuple(int(part) for part in value.split("."))
     except ValueError:
         raise click.BadParameter(f"{value!r} is no version such as 2.3") from None
-
-
-def _spare_threads() -> int:
-    """Half the cores, so that the server keeps the rest."""
-    return max(1, (os.cpu_count() or 1) // 2)
 
 
 @click.command("agent", context_settings={"auto_envvar_prefix": "RELUSCOPE_AGENT", "show_default": True})
@@ -75,16 +70,7 @@ def _spare_threads() -> int:
 @click.option("--port", default=8400, type=click.IntRange(0, 65535), help="0 takes any free port.")
 @click.option("--agent-id", default=_agent_id, show_default="host name", help="Name of this pod in every window.")
 @click.option("--sample-rate", default=0.05, type=Finite(0, 1), help="Share of requests that is replayed.")
-@click.option("--duty-cycle", default=0.25, type=Finite(0.001, 1), help="Largest share of time in replay.")
-@click.option(
-    "--threads",
-    default=_spare_threads,
-    show_default="half the cores",
-    type=click.IntRange(1),
-    help="CPU threads of replay.",
-)
-@click.option("--gpu-mem-limit-mib", default=2048, type=click.IntRange(1), help="GPU memory for replay.")
-@click.option("--max-batch", default=32, type=click.IntRange(1), help="Requests replayed at a time.")
+@capture_options
 @click.option("--window-seconds", default=60.0, type=Finite(0.1), help="Length of a window.")
 @click.option(
     "--window-grace-seconds",
@@ -102,6 +88,7 @@ def _spare_threads() -> int:
 @click.option("--compression", default="gzip", type=click.Choice(["gzip", "zstd", "none"]), help="Of Kafka messages.")
 @click.option("--kafka-api-version", callback=api_version, help="Such as 2.3; the broker is asked where not given.")
 @click.option("--in-flight-mib", default=32, type=click.IntRange(1), help="Memory for messages on their way to Kafka.")
+@paired_options
 @click.option("--log-format", default="console", type=click.Choice(["console", "json"]))
 def command(
     repository: Path,
@@ -112,10 +99,6 @@ def command(
     port: int,
     agent_id: str,
     sample_rate: float,
-    duty_cycle: float,
-    threads: int,
-    gpu_mem_limit_mib: int,
-    max_batch: int,
     window_seconds: float,
     window_grace_seconds: float,
     queue_mib: int,
@@ -127,6 +110,8 @@ def command(
     kafka_api_version: tuple[int, ...] | None,
     in_flight_mib: int,
     log_format: Format,
+    paired: PairedSettings,
+    **capture: Any,
 ) -> None:
     """Run the sidecar: sample mirrored requests, replay them, stream activation statistics to Kafka."""
     configure(log_format)
@@ -136,20 +121,33 @@ def command(
     metrics = AgentMetrics()
     limits = Limits(max_body_bytes=max_body_mib * _MIB)
     queue: ByteQueue[Captured] = ByteQueue(queue_mib * _MIB, queue_items)
+    settings = capture_settings(capture, state_dir)
     try:
+        resolve(settings.device.provider)
         state_dir.mkdir(parents=True, exist_ok=True)
         outbox = Outbox(state_dir / "outbox.db", outbox_mib * _MIB, on_drop=metrics.outbox_dropped_total.inc)
-    except (OutboxError, OSError) as error:
+    except (OutboxError, ReplayError, OSError) as error:
         raise click.ClickException(str(error)) from error
     metrics.watch_queue(queue.depth)
     metrics.watch_outbox(outbox.depth)
-    metrics.effective_sample_ratio.set(sample_rate)
 
     sender = Sender(outbox, agent_id, max_message_kib * 1024)
-    models = Models(repository, metrics, sender.deployment, threads=threads, gpu_mem_limit=gpu_mem_limit_mib * _MIB)
-    accumulator = Accumulator(int(window_seconds * 1000), int(window_grace_seconds * 1000))
-    settings = WorkerSettings(max_batch, duty_cycle, limits)
-    worker = Worker(settings, models, queue, accumulator, sender, metrics)
+    window_ms, grace_ms = int(window_seconds * 1000), int(window_grace_seconds * 1000)
+    bounds = replace(paired, max_batch=settings.max_batch, limits=limits, device=settings.device, nice=settings.nice)
+    pairs = Paired(bounds, sample_rate, ComparisonWindows(window_ms, grace_ms), sender, metrics)
+    holdouts = Holdouts(bounds, sender, metrics, stop)
+
+    def refreshed(served: Mapping[str, Served]) -> None:
+        pairs.refresh(served)
+        holdouts.refresh(served)
+
+    models = Models(repository, metrics, sender.deployment, settings, on_refreshed=refreshed)
+    accumulator = Accumulator(window_ms, grace_ms)
+    allowed = budgets(capture)
+    worker_settings = WorkerSettings(settings.max_batch, allowed, limits, settings.nice)
+    worker = Worker(worker_settings, models, queue, accumulator, sender, metrics, on_parsed=pairs.choice.offer)
+    sampler = Sampler(sample_rate)
+    throttle = Throttle(Governor(sample_rate, allowed), sampler, queue, worker.meter, metrics)
     publisher = Publisher(
         bootstrap_servers,
         topic,
@@ -163,12 +161,14 @@ def command(
     loops = [
         supervised("models", lambda event: models.watch(_REFRESH_SECONDS, event), stop),
         supervised("replay", worker.run, work_stop),
+        supervised("throttle", throttle.run, stop),
+        supervised("paired", pairs.run, work_stop),
     ]
     publishing = supervised("publisher", lambda event: publisher.run(outbox, event), publish_stop)
-    app = http.build_app(models, queue, Sampler(sample_rate), metrics, limits)
+    app = http.build_app(models, queue, sampler, metrics, limits, on_response=pairs.choice.offer_response)
     log.info("agent.started", agent_id=agent_id, boot_epoch=outbox.boot_epoch, repository=str(repository))
     try:
-        http.serve(app, host, port, stop)
+        server.serve(app, host, port, stop)
     except OSError as error:
         raise click.ClickException(f"cannot listen on {host}:{port}: {error}") from error
     finally:

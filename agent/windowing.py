@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agent import summary
-from agent.replay import Pooled
+from agent.pooled import Pooled
 from agent.summary import Summary
 from agent.summary.histogram import Ints
 from agent.wire import Probe

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,17 +12,19 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
+from agent import batching
+from agent.governor import Budgets, rest_seconds
 from agent.intake.oip import Limits, OipError, parse_request
 from agent.intake.queue import ByteQueue, Captured
 from agent.metrics import AgentMetrics
 from agent.models import Models, Served, be_nice
-from agent.replay import ReplayError, stack
+from agent.replay import ReplayError
 from agent.sender import Sender
+from agent.throttle import Meter
 from agent.windowing import Accumulator
 
 log = structlog.get_logger()
 _POLL_SECONDS = 0.25
-_LONGEST_REST_SECONDS = 5.0
 
 Tensors = dict[str, NDArray[Any]]
 
@@ -32,13 +34,14 @@ class WorkerSettings:
     """What replay may take of the pod."""
 
     max_batch: int
-    duty_cycle: float
-    """Largest share of time spent in replay, 0 to 1."""
+    budgets: Budgets
     limits: Limits
+    nice: int = 10
+    """Nice level of the thread."""
 
 
 class Worker:
-    """Replays what intake queued, within the duty cycle, and hands finished windows to the outbox."""
+    """Replays what intake queued, within the budgets, and hands finished windows to the outbox."""
 
     def __init__(
         self,
@@ -49,31 +52,46 @@ class Worker:
         sender: Sender,
         metrics: AgentMetrics,
         clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+        on_parsed: Callable[[Served, Captured, Tensors], None] = lambda served, item, inputs: None,
     ) -> None:
+        """``on_parsed`` sees every request before it is replayed; it may not block and may not raise."""
         self._settings = settings
+        self._on_parsed = on_parsed
         self._models = models
         self._queue = queue
         self._accumulator = accumulator
         self._sender = sender
         self._metrics = metrics
         self._clock_ms = clock_ms
+        self.meter = Meter()
 
     def run(self, stop: threading.Event) -> None:
         """Replays until stopped, then hands over the windows that are still open."""
-        be_nice()
-        duty = self._settings.duty_cycle
+        be_nice(self._settings.nice)
+        limit = self._settings.budgets.requests_per_second
+        # A second's worth at most, so that a low limit means small batches and not long pauses.
+        most = self._settings.max_batch if limit is None else max(1, min(self._settings.max_batch, int(limit)))
         while not stop.is_set():
             begin = time.monotonic()
-            items = self._queue.take(self._settings.max_batch, _POLL_SECONDS)
+            items = self._queue.take(most, _POLL_SECONDS)
             taken = time.monotonic()
             self._replay(items)
-            self._sender.windows(self._accumulator.close(self._clock_ms()))
+            self._close_windows()
             busy = time.monotonic() - taken
-            rest = min(busy * (1 / duty - 1), _LONGEST_REST_SECONDS)
-            if rest > 0:
-                stop.wait(rest)
+            self.meter.taken += len(items)
+            self.meter.busy_seconds += busy
+            self._rest(rest_seconds(busy, len(items), self._settings.budgets), stop)
             self._metrics.duty_cycle.set(busy / max(time.monotonic() - begin, 1e-9))
         self._sender.windows(self._accumulator.drain())
+
+    def _rest(self, seconds: float, stop: threading.Event) -> None:
+        """Waits; windows that end meanwhile are sent all the same."""
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0 and not stop.wait(min(left, _POLL_SECONDS)):
+            self._close_windows()
+
+    def _close_windows(self) -> None:
+        self._sender.windows(self._accumulator.close(self._clock_ms()))
 
     def _replay(self, items: list[Captured]) -> None:
         by_model: dict[str, list[Captured]] = {}
@@ -88,8 +106,13 @@ class Worker:
             # Requests to the former version, still queued when the new one was swapped in.
             self._metrics.dropped_total.labels("model_gone").inc(len(group) - len(current))
             parsed = [(item, inputs) for item in current if (inputs := self._parse(item, served)) is not None]
-            for inputs, arrived_ms in batches(parsed, served.replayer.batch_size, self._settings.max_batch):
-                self._run_batch(served, inputs, arrived_ms)
+            for item, inputs in parsed:
+                self._on_parsed(served, item, inputs)
+            axes, fixed = served.instrumented.batch_axes, served.replayer.batch_size
+            lost = 0
+            for inputs, arrived_ms in batches(parsed, axes, fixed or self._settings.max_batch):
+                lost += self._run_batch(served, inputs, arrived_ms)
+            self.meter.replayed += max(0, len(parsed) - lost)
 
     def _parse(self, item: Captured, served: Served) -> Tensors | None:
         try:
@@ -100,26 +123,37 @@ class Worker:
                 encoding=item.encoding,
                 limits=self._settings.limits,
             )
-            if len({len(value) for value in request.inputs.values()}) > 1:
-                raise OipError("shape", "the inputs differ in their first extent, the number of requests")
+            try:
+                batching.count(request.inputs, served.instrumented.batch_axes)
+            except ValueError as error:
+                raise OipError("shape", str(error)) from error
         except OipError as error:
             self._metrics.rejected_total.labels(item.model, error.reason).inc()
             log.warning("request.rejected", model=item.model, reason=error.reason, message=error.message)
             return None
         return request.inputs
 
-    def _run_batch(self, served: Served, inputs: Tensors, arrived_ms: NDArray[np.int64]) -> None:
-        entry, requests = served.entry, len(arrived_ms)
+    def _run_batch(self, served: Served, inputs: Tensors, arrived_ms: NDArray[np.int64]) -> int:
+        """Replays a batch; returns how many of its requests the model refuses.
+
+        A batch that fails is halved until the requests at fault are alone: their good neighbours lose nothing.
+        """
+        entry, requests, axes = served.entry, len(arrived_ms), served.instrumented.batch_axes
         fixed = served.replayer.batch_size
-        if fixed is not None and requests < fixed:
-            inputs = {name: np.resize(value, (fixed, *value.shape[1:])) for name, value in inputs.items()}
+        filled = inputs if fixed is None or requests == fixed else batching.fill(inputs, axes, fixed)
         begin = time.perf_counter()
         try:
-            pooled = served.replayer.run(inputs)
+            pooled = served.replayer.run(filled)
         except ReplayError as error:
-            self._metrics.rejected_total.labels(entry.model, "replay_failed").inc(requests)
+            if requests > 1:
+                half = requests // 2
+                return sum(
+                    self._run_batch(served, batching.cut(inputs, axes, start, stop), arrived_ms[start:stop])
+                    for start, stop in ((0, half), (half, requests))
+                )
+            self._metrics.rejected_total.labels(entry.model, "replay_failed").inc()
             log.warning("replay.failed", model=entry.model, version=entry.version, reason=str(error))
-            return
+            return 1
         self._metrics.replay_seconds.observe(time.perf_counter() - begin)
         real = {
             name: replace(
@@ -132,19 +166,20 @@ class Worker:
         }
         self._accumulator.add(entry.model, entry.version, served.digest, served.instrumented.probes, real, arrived_ms)
         self._metrics.replayed_total.labels(entry.model, entry.version).inc(requests)
+        return 0
 
 
 def batches(
-    parsed: list[tuple[Captured, Tensors]], fixed: int | None, most: int
+    parsed: list[tuple[Captured, Tensors]], axes: batching.Axes, most: int
 ) -> Iterator[tuple[Tensors, NDArray[np.int64]]]:
-    """Batches of at most ``fixed or most`` rows, of equal trailing shapes, with each row's arrival (ms)."""
-    by_shape: dict[tuple[tuple[str, tuple[int, ...]], ...], list[tuple[Captured, Tensors]]] = {}
+    """Batches of at most ``most`` requests that can share a run, with each request's arrival (ms)."""
+    alike: dict[Hashable, list[tuple[Captured, Tensors]]] = {}
     for item, inputs in parsed:
-        by_shape.setdefault(tuple((name, value.shape[1:]) for name, value in inputs.items()), []).append((item, inputs))
-    for group in by_shape.values():
-        inputs = stack([tensors for _, tensors in group])
-        rows = [len(next(iter(tensors.values()))) for _, tensors in group]
+        alike.setdefault(batching.key(inputs, axes), []).append((item, inputs))
+    for group in alike.values():
+        inputs = batching.stack([tensors for _, tensors in group], axes)
+        rows = [batching.count(tensors, axes) for _, tensors in group]
         arrived = np.repeat(np.array([item.arrived_ms for item, _ in group], np.int64), rows)
-        size = fixed or most
-        for start in range(0, len(arrived), size):
-            yield {name: value[start : start + size] for name, value in inputs.items()}, arrived[start : start + size]
+        for start in range(0, len(arrived), most):
+            stop = min(start + most, len(arrived))
+            yield batching.cut(inputs, axes, start, stop), arrived[start:stop]

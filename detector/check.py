@@ -18,6 +18,7 @@ from detector.dead import LABELS
 from detector.examine import Measured, accumulate, judge, measure
 from detector.finding import Check
 from detector.layered import Layered, hour_of
+from detector.paired import ComparisonStore, PairedSettings, extended
 from detector.policy import LayerResult, conclude
 from detector.sequential import FAMILIES, Evidence, threshold
 from detector.settings import CheckSettings
@@ -30,7 +31,7 @@ MOST_BATCHES = 60
 """Of one check. After an outage the rest is left to the checks that follow, so that no check takes for ever."""
 
 
-class CheckStore(reference_choice.ReferenceStore, Protocol):
+class CheckStore(reference_choice.ReferenceStore, ComparisonStore, Protocol):
     """The part of the store that checks need."""
 
     def versions(self, since: datetime) -> list[ModelVersion]: ...
@@ -42,16 +43,22 @@ class CheckStore(reference_choice.ReferenceStore, Protocol):
 
 
 def run_all(
-    store: CheckStore, settings: CheckSettings, now: datetime, runbook_versions: Mapping[str, int]
+    store: CheckStore,
+    settings: CheckSettings,
+    now: datetime,
+    runbook_versions: Mapping[str, int],
+    paired: PairedSettings | None = None,
 ) -> list[Check]:
     """Checks every version that serves and stores the result, except those that another process is checking.
 
     A version serves if it has recent windows and no agent has deployed another in its place: a superseded version's
-    last windows would repeat their verdict for as long as they count as recent.
+    last windows would repeat their verdict for as long as they count as recent. ``paired`` are the limits for
+    comparisons with a baseline, which are judged also where there is no reference yet.
 
     One version's failure does not keep the others from being checked: all failures are raised together at the end,
     as an ExceptionGroup.
     """
+    paired = paired or PairedSettings()
     done: list[Check] = []
     failures: list[Exception] = []
     current = store.current_versions()
@@ -63,6 +70,7 @@ def run_all(
                 if not mine:
                     continue
                 check, advance = prepare(store, version, settings, now)
+                check = extended(store, version, paired, now, check)
                 store.save_check(check, runbook_versions, advance)
         except Exception as error:
             log.error("check.failed", model=version.model, version=version.version, error=str(error), exc_info=True)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from agent.summary import Summary
-from agent.summary.histogram import Floats, Histogram, Ints, bucket_index
+from agent.summary.histogram import Floats, Ints, bucket_index
 from detector.bins import above, upper_quantile
 from detector.proportions import share_above
 
@@ -24,7 +25,7 @@ class Explosion:
     growth: Floats
     """Largest maximum now over the reference's; 0 where the channel has no finite positive value now."""
     tail_growth: Floats
-    """The `TAIL` quantile of the maximum, now over the reference's; 0 where either is not positive."""
+    """The `TAIL` quantile of the maximum, now over the reference's; 0 where nothing exceeds the tail's limit."""
     exceeding: Ints
     """Requests with a maximum above ``factor`` times the reference's."""
     tail_exceeding: Ints
@@ -57,9 +58,8 @@ def explosion(
         raise ValueError(f"explosion factor must be above 1: {factor}")
     largest = np.where(np.isfinite(reference.max), np.maximum(np.abs(reference.max), 0), 0.0)
     baseline = np.maximum(largest, FLOOR_SHARE * largest.max(initial=0.0))
-    exceeding = _above(current.max_histogram, factor * baseline)
+    exceeding = _above(current, factor * baseline)
     known = baseline > 0
-    exceeding = np.where(known, exceeding, 0)
     now, before = np.full(current.channels, current.n), np.full(reference.channels, reference.n)
     share = 1 / np.asarray(design_effect, np.float64)
     p_growth = share_above(
@@ -67,9 +67,7 @@ def explosion(
     )
     old_tail = upper_quantile(reference.max_histogram, TAIL)
     tail = np.maximum(old_tail, FLOOR_SHARE * old_tail.max(initial=0.0))
-    tail_exceeding, tail_before = (
-        np.where(tail > 0, _above(side.max_histogram, factor * tail), 0) for side in (current, reference)
-    )
+    tail_exceeding, tail_before = (_above(side, factor * tail) for side in (current, reference))
     p_tail = share_above(
         tail_exceeding * share, current.finite * share, tail_before * share, reference.finite * share, reference_risk
     )
@@ -78,9 +76,7 @@ def explosion(
     )
     return Explosion(
         growth=np.where(known, np.maximum(current.max, 0) / np.where(known, baseline, 1), 0.0),
-        tail_growth=np.where(
-            old_tail > 0, upper_quantile(current.max_histogram, TAIL) / np.where(old_tail > 0, old_tail, 1), 0.0
-        ),
+        tail_growth=_tail_growth(current, old_tail, tail_exceeding > 0),
         exceeding=exceeding,
         tail_exceeding=tail_exceeding,
         nonfinite=current.nonfinite,
@@ -91,7 +87,18 @@ def explosion(
     )
 
 
-def _above(histogram: Histogram, bound: Floats) -> Ints:
-    """Positive values per channel in buckets that lie wholly above ``bound``."""
+def _tail_growth(current: Summary, old_tail: Floats, wanted: NDArray[np.bool_]) -> Floats:
+    known = wanted & (old_tail > 0)
+    if not known.any():
+        return np.zeros(len(old_tail))
+    return np.where(known, upper_quantile(current.max_histogram, TAIL) / np.where(known, old_tail, 1), 0.0)
+
+
+def _above(summary: Summary, bound: Floats) -> Ints:
+    """Maxima per channel in buckets that lie wholly above ``bound``; 0 where the bound is."""
+    # As a rule no channel's largest value is above it, and there is nothing to count.
+    if not ((summary.max > bound) & (bound > 0)).any():
+        return np.zeros(summary.channels, np.int64)
+    histogram = summary.max_histogram
     limit = bucket_index(np.maximum(bound, np.finfo(np.float64).tiny), histogram.scale)
-    return above(histogram, limit)
+    return np.where(bound > 0, above(histogram, limit), 0)

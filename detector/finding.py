@@ -6,7 +6,11 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
 
-Test = Literal["dead", "drift", "explosion"]
+from agent.wire import BaselineKind
+
+Test = Literal["dead", "drift", "explosion", "quantization", "hardware", "response"]
+PAIRED: tuple[Test, ...] = ("quantization", "hardware", "response")
+"""Tests of the same requests on two sides."""
 Cause = Literal[
     "input_shift",
     "dead_neurons",
@@ -27,7 +31,7 @@ class ChannelEvidence:
 
     channel: int
     label: str
-    """A `DeadLabel`, "drifted" or "exploded"."""
+    """A `DeadLabel`, "drifted", "exploded" or "disagrees"."""
     statistic: float
     p_value: float
     effect: float
@@ -57,7 +61,8 @@ class Finding:
     """Of the worst channel."""
     p_value: float
     effect: float
-    """Of the worst channel: Cohen's omega for drift, fall of the active rate for dead, growth factor for explosion."""
+    """Of the worst channel: Cohen's omega for drift, fall of the active rate for dead, growth factor for explosion.
+    Of a paired test: the share of requests on which the two sides differ, or the accuracy lost."""
     n: int
     n_reference: int
     summary: str
@@ -67,6 +72,65 @@ class Finding:
     evidence: tuple[ChannelEvidence, ...] = ()
     details: dict[str, Any] = field(default_factory=dict)
     """Further numbers (PSI, Jensen-Shannon, Wasserstein), JSON-serialisable."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeAgreement:
+    """How well a layer agrees with a baseline."""
+
+    layer: str
+    n: int
+    sqnr_db: float
+    """Power of the baseline's activations over that of the difference, in dB; inf where nothing differs."""
+    cosine: float
+    mismatched: int
+    """Requests with an element beyond the agent's tolerance."""
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """What a check saw of one baseline: the same requests, run by the served model and by the baseline."""
+
+    kind: BaselineKind
+    baseline: str
+    agents: int
+    n: int
+    top1_n: int
+    top1_agree: int
+    accuracy_n: int
+    served_correct: int
+    baseline_n: int
+    baseline_correct: int
+    mismatched: int
+    probes: tuple[ProbeAgreement, ...]
+    """Those with finite elements, in graph order."""
+
+    @property
+    def top1_agreement(self) -> float | None:
+        """Share of requests with the same top-1 class; None where the model has no classes."""
+        return self.top1_agree / self.top1_n if self.top1_n else None
+
+    @property
+    def accuracy(self) -> float | None:
+        """Of the served model on labelled requests; None where there are none."""
+        return self.served_correct / self.accuracy_n if self.accuracy_n else None
+
+    @property
+    def accuracy_delta(self) -> float | None:
+        """Served minus baseline accuracy, so a loss is negative; None without labels or reference model."""
+        if self.accuracy is None or not self.baseline_n:
+            return None
+        return self.accuracy - self.baseline_correct / self.baseline_n
+
+    @property
+    def mismatch_share(self) -> float | None:
+        """Share of requests with an output beyond tolerance; None where no tolerance applies."""
+        return self.mismatched / self.n if self.n and self.kind in ("cpu_provider", "served_response") else None
+
+    @property
+    def worst(self) -> ProbeAgreement | None:
+        """The layer of the lowest SQNR, the first of equals."""
+        return min(self.probes, key=lambda probe: probe.sqnr_db, default=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,3 +151,5 @@ class Check:
     findings: tuple[Finding, ...]
     alarms: dict[str, dict[str, float]] = field(default_factory=dict)
     """Per test family: "evidence" as a share of the alarm threshold, and "alarm", 1 or 0."""
+    comparisons: tuple[Agreement, ...] = ()
+    """What paired replay said at the time."""

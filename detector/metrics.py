@@ -6,7 +6,7 @@ Two kinds. Counters tell what this process did. Everything on models, windows, c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Protocol
@@ -16,7 +16,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from detector.dead import LABELS
-from detector.finding import Check
+from detector.finding import Agreement, Check
 from detector.store.types import ModelVersion, StoredCheck
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -206,6 +206,51 @@ def _check_metrics(live: Collection[Watched]) -> Iterator[GaugeMetricFamily]:
         model,
         (((w.model, w.version), float(check.n)) for w, check in checked),
     )
+    yield from _agreement_metrics([((w.model, w.version), one) for w, check in checked for one in check.comparisons])
+
+
+def _agreement_metrics(seen: Sequence[tuple[tuple[str, str], Agreement]]) -> Iterator[GaugeMetricFamily]:
+    """What paired replay said by the latest check; of several baselines of one kind, the worst speaks."""
+    model = ("model", "version")
+    yield _family(
+        "reluscope_validation_accuracy",
+        "Accuracy of the served model on the newest run of its labelled holdout.",
+        model,
+        ((key, one.accuracy) for key, one in seen if one.accuracy is not None),
+        worst=min,
+    )
+    yield _family(
+        "reluscope_quantized_accuracy_delta",
+        "Served minus reference accuracy on the same labelled holdout: a loss is negative.",
+        model,
+        ((key, one.accuracy_delta) for key, one in seen if one.accuracy_delta is not None),
+        worst=min,
+    )
+    yield _family(
+        "reluscope_top1_agreement",
+        "Share of compared requests with the same top-1 class as the baseline.",
+        (*model, "baseline_kind"),
+        (((*key, one.kind), one.top1_agreement) for key, one in seen if one.top1_agreement is not None),
+        worst=min,
+    )
+    yield _family(
+        "reluscope_probe_sqnr_db",
+        "Signal-to-noise ratio of a layer against the reference model, in decibels.",
+        (*model, "layer"),
+        (
+            ((*key, probe.layer), probe.sqnr_db)
+            for key, one in seen
+            if one.kind == "reference_model"
+            for probe in one.probes
+        ),
+        worst=min,
+    )
+    yield _family(
+        "reluscope_mismatch_ratio",
+        "Share of compared requests with an output beyond the agent's tolerance.",
+        (*model, "baseline_kind"),
+        (((*key, one.kind), one.mismatch_share) for key, one in seen if one.mismatch_share is not None),
+    )
 
 
 def _alarm_metrics(checked: Collection[tuple[Watched, Check]]) -> Iterator[GaugeMetricFamily]:
@@ -236,12 +281,16 @@ DEAD = ("dead_at_reference", "newly_dead")
 
 
 def _family(
-    name: str, documentation: str, labels: tuple[str, ...], samples: Iterable[tuple[tuple[str, ...], float]]
+    name: str,
+    documentation: str,
+    labels: tuple[str, ...],
+    samples: Iterable[tuple[tuple[str, ...], float]],
+    worst: Callable[[float, float], float] = max,
 ) -> GaugeMetricFamily:
     family = GaugeMetricFamily(name, documentation, labels=labels)
     merged: dict[tuple[str, ...], float] = {}
     for key, value in samples:  # A repeated series would make Prometheus refuse the whole scrape.
-        merged[key] = max(value, merged.get(key, value))
+        merged[key] = worst(value, merged.get(key, value))
     for key, value in merged.items():
         family.add_metric(key, value)
     return family

@@ -53,7 +53,7 @@ def command(within: float | None, as_json: bool, **stated: Any) -> None:
         click.echo(json.dumps({"asked": asdict(question), "within_minutes": within, **finite}))
         return
     click.echo(sentence(question, answer))
-    if math.isfinite(answer.reference_good) and answer.reference_good > question.reference_requests:
+    if math.isfinite(answer.reference_good) and answer.reference_good > 1.5 * question.reference_requests:
         click.echo(
             f"the reference limits this: with {answer.reference_good:.0f} requests in place of "
             f"{question.reference_requests} the same takes at most half as long again as with an endless one"

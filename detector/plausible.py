@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from datetime import datetime
 
 import numpy as np
 
 from agent.summary import Summary
-from agent.wire import Deployment, Envelope, Probe, Window
+from agent.wire import Comparison, Deployment, Envelope, Probe, ProbeComparison, Window
 
 MAX_AHEAD_MS = 3_600_000
 """How far an agent's clock may be ahead."""
@@ -18,6 +19,10 @@ MAX_REQUESTS = 1 << 40
 MAX_TEXT = 1000
 MAX_INTEGER = (1 << 31) - 1
 MAX_BIGINT = (1 << 63) - 1
+MAX_SUM = 1e200
+"""Of squares: ten to the hundred of them still add up in a double."""
+_ROUNDING = 1.01
+"""How far sums of single-precision products may miss an inequality that holds for them exactly."""
 
 
 class Implausible(ValueError):
@@ -37,15 +42,50 @@ def check(envelope: Envelope, now: datetime) -> None:
         _time("the deployment", envelope.body.at_ms, latest)
         _text("provider", envelope.body.provider)
         _probes(list(envelope.body.probes))
+    elif isinstance(envelope.body, Comparison):
+        _comparison(envelope.body, latest)
     else:
         _window(envelope.body, latest)
 
 
+def _comparison(comparison: Comparison, latest: int) -> None:
+    _span("comparison", comparison.start_ms, comparison.end_ms, latest)
+    for name in ("baseline", "baseline_digest", "provider"):
+        _text(f"the comparison's {name}", getattr(comparison, name))
+    if comparison.n > MAX_REQUESTS:
+        raise Implausible(f"{comparison.n} requests in one comparison")
+    if comparison.accuracy_n and comparison.kind != "holdout":
+        raise Implausible(f"a comparison of kind {comparison.kind} has labels")
+    _probes([item.probe for item in comparison.probes])
+    for item in comparison.probes:
+        if (wrong := _sums(item)) is not None:
+            raise Implausible(f"probe {item.probe.name}: {wrong}")
+
+
+def _sums(item: ProbeComparison) -> str | None:
+    if item.n > MAX_REQUESTS:
+        return f"{item.n} requests in one comparison"
+    if max(item.signal, item.power, item.noise, abs(item.cross)) > MAX_SUM:
+        return f"a sum of squares exceeds {MAX_SUM:g}"
+    if not item.elements and any((item.signal, item.power, item.noise, item.cross)):
+        return "sums without elements"
+    served, baseline = math.sqrt(item.power), math.sqrt(item.signal)
+    if abs(item.cross) > _ROUNDING * served * baseline:
+        return "the product of both sides is larger than their powers allow"
+    if math.sqrt(item.noise) > _ROUNDING * (served + baseline):
+        return "the difference is larger than both sides together"
+    return None
+
+
+def _span(what: str, start_ms: int, end_ms: int, latest: int) -> None:
+    _time(f"the {what}'s start", start_ms, latest)
+    _time(f"the {what}'s end", end_ms, latest)
+    if end_ms - start_ms > MAX_WINDOW_MS:
+        raise Implausible(f"the {what} spans {(end_ms - start_ms) / 3.6e6:.0f} hours")
+
+
 def _window(window: Window, latest: int) -> None:
-    _time("the window's start", window.start_ms, latest)
-    _time("the window's end", window.end_ms, latest)
-    if window.end_ms - window.start_ms > MAX_WINDOW_MS:
-        raise Implausible(f"the window spans {(window.end_ms - window.start_ms) / 3.6e6:.0f} hours")
+    _span("window", window.start_ms, window.end_ms, latest)
     _probes([item.probe for item in window.probes])
     for item in window.probes:
         if (wrong := _summary(item.summary)) is not None:

@@ -20,7 +20,13 @@ from detector.finding import Cause, ChannelEvidence, Finding, Severity, Test
 
 WORST = 10
 """Channels of a finding that are shown with their numbers."""
-_CRITICAL = {"ReluscopeDeadNeurons", "ReluscopeActivationExplosion", "ReluscopeTelemetryGap"}
+_CRITICAL = {
+    "ReluscopeDeadNeurons",
+    "ReluscopeActivationExplosion",
+    "ReluscopeHardwareMismatch",
+    "ReluscopeServedModelMismatch",
+    "ReluscopeTelemetryGap",
+}
 
 Mask = NDArray[np.bool_]
 
@@ -72,6 +78,12 @@ def alert_for(test: Test, cause: Cause) -> str:
     """The alert that a finding leads to."""
     if cause == "input_shift":
         return "ReluscopeInputShift"
+    if cause == "quantization_fault":
+        return "ReluscopeQuantizationFault"
+    if cause == "hardware_mismatch":
+        return "ReluscopeHardwareMismatch"
+    if test == "response":
+        return "ReluscopeServedModelMismatch"
     if test == "dead" and cause == "dead_neurons":
         return "ReluscopeDeadNeurons"
     if test == "explosion" and cause == "activation_explosion":

@@ -22,6 +22,7 @@ from detector.http import Backend, HttpServer, build_app
 from detector.ingest import IngestHandler
 from detector.metrics import DetectorMetrics
 from detector.outlook import question_for
+from detector.paired import PairedSettings
 from detector.plan import plan, sentence
 from detector.schedule import Job, Schedule
 from detector.store import Store, StoreError
@@ -49,6 +50,7 @@ class Settings:
     retention_days: int
     api_version: ApiVersion
     checks: check.CheckSettings
+    paired: PairedSettings
 
 
 class Missing(Exception):
@@ -151,7 +153,8 @@ class Service:
 
     def _check(self) -> None:
         try:
-            done = check.run_all(self._store, self._settings.checks, self._clock(), self._versions)
+            settings = self._settings
+            done = check.run_all(self._store, settings.checks, self._clock(), self._versions, settings.paired)
         finally:
             self._refresh()
         for one in done:
@@ -214,12 +217,19 @@ _CHECK_HELP = {
     "grace_seconds": "How long after its end a window may still grow.",
     "explosion_factor": "Growth over the reference's largest value that counts as an explosion.",
     "active_seconds": "Versions without a window for this long are neither checked nor alerted on.",
+    "max_disagreement": "Share of requests whose top-1 class may differ from the reference model's.",
+    "max_accuracy_drop": "Accuracy, as a share, that may be lost against the reference model on a holdout.",
+    "min_sqnr_db": "Layers below this signal-to-noise ratio against the reference model lost their signal.",
+    "min_compared": "Compared requests from which on a low SQNR at an output alone is a finding.",
+    "max_mismatch": "Share of requests whose output may differ from the CPU's or the served one.",
+    "paired_level": "Chance that a paired test of a check errs.",
+    "paired_seconds": "Comparisons older than this are not looked at, a holdout's newest excepted.",
 }
 
 
 def _check_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """One option per field of CheckSettings, with its default."""
-    for field in reversed(fields(check.CheckSettings)):
+    """One option per field of CheckSettings and PairedSettings, with its default."""
+    for field in reversed(fields(check.CheckSettings) + fields(PairedSettings)):
         option = click.option(f"--{field.name.replace('_', '-')}", default=field.default, help=_CHECK_HELP[field.name])
         command = option(command)
     return command
@@ -252,10 +262,11 @@ def command(
 ) -> None:
     """Run the detector: ingest windows, check them, serve metrics and runbooks, keep alerts."""
     configure(log_format)
+    paired = {field.name: checks.pop(field.name) for field in fields(PairedSettings)}
     try:
         settings = Settings(
             database_url, bootstrap_servers, topic, group, host, port, check_interval, retention_days,
-            kafka_api_version, check.CheckSettings(**checks),
+            kafka_api_version, check.CheckSettings(**checks), PairedSettings(**paired),
         )  # fmt: skip
         service = Service(settings, lambda: datetime.now(UTC))
     except OSError as error:

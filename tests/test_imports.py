@@ -23,8 +23,8 @@ EDGES: Mapping[str, tuple[str, ...]] = {
     "psycopg": ("detector.store",),
     "apscheduler": ("detector.schedule",),
     "prometheus_client": ("agent.metrics", "detector.metrics"),
-    "starlette": ("agent.intake.http", "detector.http"),
-    "uvicorn": ("agent.intake.http", "detector.http"),
+    "starlette": ("agent.intake.http", "agent.intake.server", "detector.http"),
+    "uvicorn": ("agent.intake.server", "detector.http"),
 }
 """Third-party package to the modules, with all below them, that may import it."""
 

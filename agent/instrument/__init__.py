@@ -1,165 +1,242 @@
 """Model in, model out: adds outputs that summarise every rectifier, graph input and graph output.
 
 `instrument` clones and never changes its argument, names what it adds deterministically and leaves the original
-outputs first and untouched, so that a session on the result computes what the served model computes.
+outputs first and untouched, so that a session on the result computes what the served model computes, bit for bit. (On
+CPU onnxruntime computes half-precision models in float32 and rounds what is read twice, so there probes add roundings.)
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 
 import onnx
-from google.protobuf.message import DecodeError
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, inliner
 
-from agent.instrument.graph import Graph, TensorType, subgraph_nodes
-from agent.instrument.pooling import PooledOutputs, Pooling
-from agent.instrument.rectifiers import exact_zero, reason_not_probed
-from agent.wire import NotProbed, Probe, ProbeKind
+from agent.instrument.axes import Axes, batch_symbol, input_axes
+from agent.instrument.bodies import Inner, inner_activations, probe_bodies
+from agent.instrument.candidates import Candidate, candidates, inputs, outputs, source
+from agent.instrument.cost import Cost, own_work, per_request
+from agent.instrument.errors import InstrumentError
+from agent.instrument.files import ModelFile, SessionModel, load, open_model
+from agent.instrument.graph import Graph
+from agent.instrument.pooling import Pooling, Source
+from agent.instrument.types import Infer, tensor_types
+from agent.pooled import PooledOutputs
+from agent.wire import NotProbed, Probe
 
-__all__ = ["InstrumentError", "Instrumented", "PooledOutputs", "instrument", "load"]
+__all__ = [
+    "Cost",
+    "InstrumentError",
+    "Instrumented",
+    "ModelFile",
+    "PooledOutputs",
+    "SessionModel",
+    "instrument",
+    "load",
+    "open_model",
+]
 
-_FLOATS = frozenset({TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16})
-_PIXELS = frozenset({TensorProto.UINT8, TensorProto.INT8})
+
+_KEEP_INT8 = "session.qdqisint8allowed"
+"""Session option without which onnxruntime on x86 turns int8 into uint8 wherever a quantized tensor has one reader.
+
+A probed tensor has two, so it would stay int8 where its layer's output does not, and the layer would be computed in
+floats. With the option all stay int8; the arithmetic is in integers, and the outputs are the served model's.
+"""
 
 
-class InstrumentError(ValueError):
-    """A file or model that cannot be observed, and why."""
+@dataclass(frozen=True, slots=True)
+class _Chosen:
+    probe: Probe
+    source: Source
+    inner: Inner | None
+    """Where the probe lies in the body of an If or Loop."""
 
 
 @dataclass(frozen=True, slots=True)
 class Instrumented:
     """An instrumented model and what its added outputs mean."""
 
-    model: onnx.ModelProto
+    file: ModelFile
+    """The model as it was."""
+    light: onnx.ModelProto
+    """The instrumented model, without the weights that are still in the file."""
     probes: tuple[Probe, ...]
     not_probed: tuple[NotProbed, ...]
-    pooled: dict[str, PooledOutputs]
+    pooled: Mapping[str, PooledOutputs]
     """By probe name."""
     outputs: tuple[str, ...]
     """The original outputs, in order."""
+    batch_axes: Mapping[str, int | None]
+    """Of each input, the axis along which requests are stacked; None for one that all requests share."""
+    cost: Cost
+    """What pooling is estimated to cost."""
+    _inlined: onnx.ModelProto
+    _chosen: tuple[_Chosen, ...]
+
+    @property
+    def model(self) -> onnx.ModelProto:
+        """The instrumented model with all its weights; for models whose weights fit into memory once more."""
+        with self.session_model() as made:
+            if isinstance(made.source, bytes):
+                return onnx.ModelProto.FromString(made.source)
+            return onnx.load(made.source)
+
+    @property
+    def elements(self) -> Mapping[str, int | None]:
+        """By probe name: elements of the probed tensor per request, None where an extent is free."""
+        return self.cost.elements
+
+    @property
+    def weight_bytes(self) -> int:
+        """About how much memory one session takes for its weights."""
+        return self.file.size
+
+    def session_model(self) -> AbstractContextManager[SessionModel]:
+        """What a session is made of; good inside the block."""
+        signed = any(item.source.elem_type == TensorProto.INT8 for item in self._chosen if item.source.quantization)
+        return self.file.session_model(self.light, {_KEEP_INT8: "1"} if signed else {})
+
+    def subset(self, names: Collection[str]) -> Instrumented:
+        """The same model with pooling for the named probes only, which keep their names and positions."""
+        unknown = set(names) - {probe.name for probe in self.probes}
+        if unknown:
+            raise ValueError(f"no such probes: {', '.join(sorted(unknown))}")
+        kept = tuple(item for item in self._chosen if item.probe.name in names)
+        return _assembled(self.file, self._inlined, kept, self)
 
 
-def load(path: Path) -> onnx.ModelProto:
-    """Reads a model with its external data; raises InstrumentError where the file is missing or no ONNX model."""
-    try:
-        model = onnx.load(path)
-    except FileNotFoundError as error:
-        raise InstrumentError(f"{error.filename or path}: no such file") from error
-    except (DecodeError, onnx.checker.ValidationError, ValueError, OSError) as error:
-        raise InstrumentError(f"{path}: not an ONNX model ({str(error) or type(error).__name__})") from error
-    if not model.graph.node:
-        raise InstrumentError(f"{path}: not an ONNX model (it has no graph)")
-    return model
+def instrument(model: onnx.ModelProto | ModelFile, infer: Infer | None = None) -> Instrumented:
+    """Adds pooled outputs behind every rectifier, input and output that has requests and channels.
 
-
-def instrument(model: onnx.ModelProto) -> Instrumented:
-    """Adds pooled outputs behind every rectifier, input and output that has requests first and a channel axis.
-
-    Raises InstrumentError where the model has no rectifier at all, or does not pass ONNX shape inference.
+    ``infer`` tells types behind operators of other domains: `agent.replay.output_types`. Raises InstrumentError where
+    the model has no rectifier at all that can be probed, or does not pass ONNX shape inference.
     """
+    file = model if isinstance(model, ModelFile) else ModelFile(model)
     try:
-        graph = Graph(model)
+        proto = inliner.inline_local_functions(file.proto) if file.proto.functions else file.proto
+        graph = Graph(proto.graph, tensor_types(proto, infer))
     except Exception as error:  # onnx raises bare RuntimeErrors of several kinds from C++
         raise InstrumentError(f"ONNX shape inference failed: {error}") from error
-    pooling = Pooling(_opset(model))
-    probes: list[Probe] = []
-    not_probed = list(_activations_left_out(graph))
-    pooled: dict[str, PooledOutputs] = {}
-    for candidate in _candidates(graph):
-        known = graph.types.get(candidate.tensor)
-        axis = graph.channel_axis(candidate.tensor)
-        reason = _obstacle(candidate, known, axis)
-        if reason is not None or known is None or axis is None:
-            not_probed.append(NotProbed(candidate.name, candidate.op, reason or "its shape is unknown"))
-            continue
-        name = candidate.name if candidate.name not in pooled else f"{candidate.name}:{candidate.kind}"
-        pooled[name] = pooling.add(candidate.tensor, known.elem_type, known.rank, axis)
-        probes.append(
-            Probe(
-                name=name,
-                op=candidate.op,
-                tensor=candidate.tensor,
-                channels=known.shape[axis],
-                axis=axis,
-                kind=candidate.kind,
-                position=len(probes),
-                exact_zero=candidate.exact_zero,
-            )
-        )
-    if not any(probe.kind == "activation" for probe in probes):
+    batch = batch_symbol(graph)
+    chosen, not_probed = _choose(graph, Axes(graph, batch), list(inner_activations(graph, batch, proto, infer)))
+    if not any(item.probe.kind == "activation" for item in chosen):
         listing = "; ".join(f"{item.name} ({item.op}): {item.reason}" for item in not_probed)
         raise InstrumentError(f"the model has no rectifier that can be probed{': ' + listing if listing else ''}")
-    outputs = tuple(value.name for value in model.graph.output)
-    return Instrumented(_rewrite(model, pooling), tuple(probes), tuple(not_probed), pooled, outputs)
+    axes = input_axes(graph, batch)
+    elements = {item.probe.name: _elements(graph, item) for item in chosen}
+    dense = {item.probe.name: item.source.dense for item in chosen}
+    given = frozenset(item.probe.name for item in chosen if item.probe.kind == "input" and item.source.given)
+    cost = Cost(elements, dense, given, *own_work(graph, batch))
+    empty = Instrumented(file, proto, (), tuple(not_probed), {}, (), axes, cost, proto, chosen)
+    return _assembled(file, proto, chosen, empty)
 
 
-@dataclass(frozen=True, slots=True)
-class _Candidate:
-    name: str
-    op: str
-    tensor: str
-    kind: ProbeKind
-    exact_zero: bool
+def _choose(graph: Graph, axes: Axes, inner: list[Inner]) -> tuple[tuple[_Chosen, ...], list[NotProbed]]:
+    found, not_probed = candidates(graph)
+    order = {name: place for place, node in enumerate(graph.nodes) for name in node.output}
+    ranked: list[tuple[Candidate, Source | str, Inner | None]] = [
+        (candidate, source(candidate, graph, axes), None) for candidate in found
+    ] + [(item.candidate, item.source, item) for item in inner]
+    ranked.sort(key=lambda item: order[item[0].tensor if item[2] is None else item[2].place.owner])
+    ends = [(candidate, source(candidate, graph, axes), None) for candidate in inputs(graph)]
+    rest = [(candidate, source(candidate, graph, axes), None) for candidate in outputs(graph, found)]
+    chosen: list[_Chosen] = []
+    taken: set[str] = set()
+    for candidate, how, place in [*ends, *ranked, *rest]:
+        if isinstance(how, str):
+            not_probed.append(NotProbed(candidate.name, candidate.op, how))
+            continue
+        name = _unique(candidate, taken)
+        known = graph.types.get(candidate.tensor)
+        if place is not None:
+            channels = place.channels
+        else:
+            channels = how.blocked or (None if known is None else known.extent(how.layout.channels))
+        probe = Probe(
+            name=name,
+            op=candidate.op,
+            tensor=candidate.tensor,
+            channels=channels,
+            axis=how.layout.channels,
+            kind=candidate.kind,
+            position=len(chosen),
+            exact_zero=candidate.exact_zero,
+        )
+        chosen.append(_Chosen(probe, how, place))
+    return tuple(chosen), not_probed
 
 
-def _candidates(graph: Graph) -> Iterator[_Candidate]:
-    """Inputs, rectifiers and outputs in graph order."""
-    for value in graph.inputs:
-        yield _Candidate(value.name, "Input", value.name, "input", False)
-    rectified = set()
-    for node in graph.nodes:
-        zero = exact_zero(node, graph)
-        if zero is not None:
-            rectified.add(node.output[0])
-            yield _Candidate(node.name or node.output[0], node.op_type, node.output[0], "activation", zero)
-    for value in graph.outputs:
-        if value.name not in rectified:
-            yield _Candidate(value.name, "Output", value.name, "output", False)
+def _unique(candidate: Candidate, taken: set[str]) -> str:
+    """The candidate's name; its kind or a number is added where the model uses the name twice."""
+    tries = [candidate.name, f"{candidate.name}:{candidate.kind}"]
+    tries += [f"{candidate.name}:{number}" for number in range(2, len(taken) + 3)]
+    name = next(name for name in tries if name not in taken)
+    taken.add(name)
+    return name
 
 
-def _activations_left_out(graph: Graph) -> Iterator[NotProbed]:
-    for node in graph.nodes:
-        reason = reason_not_probed(node, graph) if exact_zero(node, graph) is None else None
-        if reason is not None:
-            yield NotProbed(node.name or node.output[0], node.op_type, reason)
-        for inner in subgraph_nodes(node):
-            if exact_zero(inner, graph) is not None:
-                reason = f"inside the body of {node.op_type} {node.name or node.output[0]}"
-                yield NotProbed(inner.name or inner.output[0], inner.op_type, reason)
+def _elements(graph: Graph, item: _Chosen) -> int | None:
+    """Elements of a probed tensor per request; None where that is not known before the first."""
+    known = graph.types.get(item.probe.tensor)
+    if item.inner is not None or item.source.layout.tokens or known is None:
+        return None
+    return per_request(known, item.source.layout.requests)
 
 
-def _obstacle(candidate: _Candidate, known: TensorType | None, axis: int | None) -> str | None:
-    if known is None:
-        return "its shape is unknown to ONNX shape inference"
-    kind = TensorProto.DataType.Name(known.elem_type)
-    if known.elem_type not in _FLOATS and not (known.elem_type in _PIXELS and known.rank >= 3):
-        return f"its values are {kind}, whose mean says nothing"
-    if known.rank < 2:
-        return f"its rank is {known.rank}: it has no channel axis beside the requests"
-    if axis == 0:
-        return "its channels lie along the first axis, where requests are expected"
-    return None
-
-
-def _opset(model: onnx.ModelProto) -> int:
-    return max((item.version for item in model.opset_import if item.domain in ("", "ai.onnx")), default=1)
-
-
-def _rewrite(model: onnx.ModelProto, pooling: Pooling) -> onnx.ModelProto:
+def _assembled(
+    file: ModelFile, proto: onnx.ModelProto, chosen: tuple[_Chosen, ...], base: Instrumented
+) -> Instrumented:
+    batched = (name for name, axis in base.batch_axes.items() if axis == 0)
+    pooling = Pooling(_opset(proto), requests_from=next(batched, None))
+    pooled: dict[str, PooledOutputs] = {}
+    bodies: dict[str, list[tuple[str, Inner]]] = {}
+    for item in chosen:
+        if item.probe.kind == "input" and item.source.given:
+            pooled[item.probe.name] = PooledOutputs(item.probe.tensor, item.probe.tensor, None)
+        elif item.inner is None:
+            pooled[item.probe.name] = pooling.add(item.source)
+        else:
+            bodies.setdefault(item.inner.place.owner, []).append((item.probe.name, item.inner))
     clone = onnx.ModelProto()
-    clone.CopyFrom(model)
-    graph = clone.graph
-    taken = {name for node in graph.node for name in (*node.input, *node.output)}
+    clone.CopyFrom(proto)
+    carried: list[str] = []
+    for node in clone.graph.node:
+        if node.output and node.output[0] in bodies:
+            changed, of_bodies, added = probe_bodies(node, bodies[node.output[0]], _opset(proto))
+            node.CopyFrom(changed)
+            pooled |= of_bodies
+            carried += added
+    _add(clone.graph, pooling, carried)
+    probes = tuple(item.probe for item in chosen)
+    return replace(
+        base,
+        light=clone,
+        probes=probes,
+        pooled={probe.name: pooled[probe.name] for probe in probes},
+        outputs=tuple(value.name for value in proto.graph.output),
+        _chosen=chosen,
+    )
+
+
+def _add(graph: onnx.GraphProto, pooling: Pooling, carried: list[str]) -> None:
+    taken = {name for node in graph.node for name in (*node.input, *node.output)} - set(carried)
     clash = taken.intersection(name for node in pooling.nodes for name in node.output)
     if clash:
         raise InstrumentError(f"the model has tensors of reserved names already: {', '.join(sorted(clash))}")
     graph.node.extend(pooling.nodes)
     graph.initializer.extend(pooling.initializers)
     present = {value.name for value in graph.output}
-    for name in dict.fromkeys(pooling.outputs):
+    for name in _added(pooling.outputs, carried):
         if name not in present:
             graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
-    return clone
+
+
+def _added(*names: Collection[str]) -> Iterator[str]:
+    yield from dict.fromkeys(name for group in names for name in group)
+
+
+def _opset(model: onnx.ModelProto) -> int:
+    return max((item.version for item in model.opset_import if item.domain in ("", "ai.onnx")), default=1)

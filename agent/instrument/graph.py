@@ -1,131 +1,86 @@
-"""Read-only questions about an ONNX graph: who makes a tensor, what type it has, along which axis its channels lie."""
+"""Read-only look-ups over an ONNX graph: who makes a tensor, who reads it, what type it has, which value a constant."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import onnx
-from onnx import helper, numpy_helper, shape_inference
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper
 
-_CHANNELS_SECOND = frozenset(
-    """
-    Conv ConvTranspose ConvInteger QLinearConv FusedConv BatchNormalization InstanceNormalization
-    GroupNormalization MaxPool AveragePool LpPool GlobalAveragePool GlobalMaxPool LRN DepthToSpace SpaceToDepth
-    Upsample Resize
-    """.split()  # noqa: SIM905 - a list of 50 quoted words is harder to read
-)
-_CHANNELS_LAST = frozenset(
-    """
-    MatMul Gemm FusedGemm FusedMatMul MatMulInteger QLinearMatMul LayerNormalization SimplifiedLayerNormalization
-    SkipLayerNormalization
-    """.split()  # noqa: SIM905 - a list of 50 quoted words is harder to read
-)
-_CHANNELS_KEPT = frozenset(
-    """
-    Relu LeakyRelu PRelu ThresholdedRelu Clip Elu Selu Celu HardSwish Gelu Softplus Mish Sigmoid Tanh Softmax
-    LogSoftmax HardSigmoid Erf Sqrt Pow Exp Neg Abs Add Sub Mul Div Max Min Sum Mean Identity Dropout Cast Concat
-    Pad QuantizeLinear DequantizeLinear
-    """.split()  # noqa: SIM905 - a list of 50 quoted words is harder to read
-)
-_MAX_STEPS = 64
+from agent.instrument.types import TensorType
 
-
-@dataclass(frozen=True, slots=True)
-class TensorType:
-    """Element type (onnx.TensorProto number) and shape, None where an extent is symbolic or unknown."""
-
-    elem_type: int
-    shape: tuple[int | None, ...]
-
-    @property
-    def rank(self) -> int:
-        return len(self.shape)
+_MOST_CONSTANT_ELEMENTS = 1 << 16
 
 
 class Graph:
-    """Look-ups over the top-level graph of a model, with inferred shapes. Never changes the model."""
+    """One graph (a model's, or the body of an If or Loop) with the types of its tensors. Never changes it."""
 
-    def __init__(self, model: onnx.ModelProto) -> None:
-        graph = shape_inference.infer_shapes(model).graph
+    def __init__(
+        self, graph: onnx.GraphProto, types: Mapping[str, TensorType], outer: Graph | None = None, path: str = ""
+    ) -> None:
+        """``outer`` is the graph around a body, whose constants the body may read; ``path`` names the body."""
+        self.proto = graph
+        self.path = path
         self.nodes = tuple(graph.node)
+        self.types = types
         self.initializers = {tensor.name: tensor for tensor in graph.initializer}
         self.inputs = [value for value in graph.input if value.name not in self.initializers]
         self.outputs = list(graph.output)
-        self.types = dict(_types([*graph.input, *graph.value_info, *graph.output]))
+        self._outer = outer
         self._producer = {name: node for node in self.nodes for name in node.output if name}
         self._consumers: dict[str, list[onnx.NodeProto]] = {}
         for node in self.nodes:
-            for name in node.input:
+            for name in dict.fromkeys([*node.input, *captured(node)]):
                 self._consumers.setdefault(name, []).append(node)
 
-    def constant(self, name: str) -> float | None:
-        """The value of a scalar initializer or Constant, else None."""
-        tensor = self.initializers.get(name)
-        producer = self._producer.get(name)
-        if tensor is None and producer is not None and producer.op_type == "Constant":
-            tensor = attribute(producer, "value")
-        if tensor is None:
-            return None
-        array = numpy_helper.to_array(tensor)
-        return float(array.reshape(-1)[0]) if array.size == 1 else None
+    def producer(self, tensor: str) -> onnx.NodeProto | None:
+        """The node that makes a tensor; None for inputs, initializers and tensors of an outer graph."""
+        return self._producer.get(tensor)
 
-    def channel_axis(self, tensor: str) -> int | None:
-        """The channel axis of a tensor, from what makes it, else from what reads it, else by convention of its rank.
+    def consumers(self, tensor: str) -> list[onnx.NodeProto]:
+        """The nodes that read a tensor, in graph order."""
+        return self._consumers.get(tensor, [])
 
-        None where the rank is unknown or below 2.
-        """
-        known = self.types.get(tensor)
-        if known is None or known.rank < 2:
-            return None
-        axis = self._axis_from_producer(tensor, _MAX_STEPS)
-        if axis is None:
-            axis = self._axis_from_consumers(tensor, known.rank, _MAX_STEPS)
-        if axis is None:
-            axis = 2 if known.rank == 3 else 1
-        return axis if axis < known.rank else None
+    def only_consumer(self, tensor: str) -> onnx.NodeProto | None:
+        """The node that alone reads a tensor, if there is just one."""
+        found = self.consumers(tensor)
+        return found[0] if len(found) == 1 else None
 
-    def _axis_from_producer(self, tensor: str, steps: int) -> int | None:
-        node, known = self._producer.get(tensor), self.types.get(tensor)
-        if node is None or known is None or steps == 0:
-            return None
-        if node.op_type in _CHANNELS_SECOND:
-            return 1
-        if node.op_type in _CHANNELS_LAST:
-            return known.rank - 1
-        if node.op_type == "Transpose":
-            source = self._axis_from_producer(node.input[0], steps - 1)
-            perm = list(attribute(node, "perm") or reversed(range(known.rank)))
-            return None if source is None else perm.index(source)
-        if node.op_type in _CHANNELS_KEPT:
-            for name in node.input:
-                other = self.types.get(name)
-                if name in self.initializers or other is None or other.rank != known.rank:
-                    continue
-                axis = self._axis_from_producer(name, steps - 1)
-                if axis is not None:
-                    return axis
-        return None
+    def is_weight(self, tensor: str) -> bool:
+        """Whether a tensor is an initializer, here or in the graph around."""
+        return tensor in self.initializers or (self._outer is not None and self._outer.is_weight(tensor))
 
-    def _axis_from_consumers(self, tensor: str, rank: int, steps: int) -> int | None:
-        if steps == 0:
+    def array(self, tensor: str) -> NDArray[Any] | None:
+        """The value of a small initializer or Constant, else None. Large weights may be left in the file."""
+        node = self.producer(tensor)
+        proto = self.initializers.get(tensor)
+        if proto is None and node is not None and node.op_type == "Constant":
+            found = attribute(node, "value")
+            if found is None:
+                return _constant_attribute(node)
+            proto = found
+        if proto is None:
+            return self._outer.array(tensor) if self._outer is not None and node is None else None
+        if np.prod(proto.dims, initial=1) > _MOST_CONSTANT_ELEMENTS or not has_data(proto):
             return None
-        for node in self._consumers.get(tensor, ()):
-            axis: int | None = None
-            if node.op_type in _CHANNELS_SECOND:
-                axis = 1
-            elif node.op_type in _CHANNELS_LAST:
-                axis = rank - 1
-            elif node.op_type == "Transpose":
-                later = self._axis_from_consumers(node.output[0], rank, steps - 1)
-                perm = list(attribute(node, "perm") or reversed(range(rank)))
-                axis = None if later is None else int(perm[later])
-            elif node.op_type in _CHANNELS_KEPT:
-                axis = self._axis_from_consumers(node.output[0], rank, steps - 1)
-            if axis is not None:
-                return axis
-        return None
+        return np.asarray(numpy_helper.to_array(proto))
+
+    def constant(self, tensor: str) -> float | None:
+        """The value of a scalar (or one-element) constant, else None."""
+        array = self.array(tensor)
+        if array is None or array.size != 1 or array.dtype.kind not in "fiubV":
+            return None
+        return float(array.reshape(-1)[0])
+
+    def is_constant(self, tensor: str, value: float) -> bool:
+        """Whether a tensor is a constant all of whose elements are ``value``, to float16's precision."""
+        array = self.array(tensor)
+        if array is None or array.size == 0 or array.dtype.kind not in "fiuV":
+            return False
+        return bool(np.allclose(array.astype(np.float64), value, rtol=2e-3, atol=1e-9))
 
 
 def attribute(node: onnx.NodeProto, name: str) -> Any:
@@ -133,18 +88,42 @@ def attribute(node: onnx.NodeProto, name: str) -> Any:
     return next((helper.get_attribute_value(item) for item in node.attribute if item.name == name), None)
 
 
-def subgraph_nodes(node: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
-    """All nodes in the bodies of an If, Loop or Scan, at any depth."""
+def text_attribute(node: onnx.NodeProto, name: str) -> str:
+    """A string attribute, or the empty string."""
+    value = attribute(node, name)
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else ""
+
+
+def bodies(node: onnx.NodeProto) -> Iterator[tuple[str, onnx.GraphProto]]:
+    """The attribute name and graph of each body of an If, Loop or Scan."""
     for item in node.attribute:
-        for graph in [item.g] if item.HasField("g") else list(item.graphs):
-            for inner in graph.node:
-                yield inner
-                yield from subgraph_nodes(inner)
+        if item.HasField("g"):
+            yield item.name, item.g
+        for number, graph in enumerate(item.graphs):
+            yield f"{item.name}.{number}", graph
 
 
-def _types(values: list[onnx.ValueInfoProto]) -> Iterator[tuple[str, TensorType]]:
-    for value in values:
-        tensor = value.type.tensor_type
-        if value.type.HasField("tensor_type") and tensor.HasField("shape"):
-            shape = tuple(dim.dim_value if dim.HasField("dim_value") else None for dim in tensor.shape.dim)
-            yield value.name, TensorType(tensor.elem_type, shape)
+def captured(node: onnx.NodeProto) -> Iterator[str]:
+    """Tensors of the graph around that the bodies of a node read, at any depth."""
+    for _, graph in bodies(node):
+        own = {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
+        own.update(name for inner in graph.node for name in inner.output)
+        for inner in graph.node:
+            yield from (name for name in [*inner.input, *captured(inner)] if name and name not in own)
+        yield from (value.name for value in graph.output if value.name not in own)
+
+
+def has_data(tensor: onnx.TensorProto) -> bool:
+    """Whether an initializer's values are at hand, and not left in the file or beside it."""
+    if tensor.data_location == onnx.TensorProto.EXTERNAL:
+        return False
+    fields = ("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data", "string_data")
+    return any(len(getattr(tensor, field)) for field in fields) or 0 in tensor.dims
+
+
+def _constant_attribute(node: onnx.NodeProto) -> NDArray[Any] | None:
+    for name in ("value_float", "value_int", "value_floats", "value_ints"):
+        value = attribute(node, name)
+        if value is not None:
+            return np.asarray(value)
+    return None

@@ -3,21 +3,19 @@
 Before the answer a request costs only this: its body is read within bounds, its identity hashed, and, if it is in the
 sample, it is offered to the queue. Nothing is parsed or decompressed. The outputs in the answer are empty: the agent
 observes, it does not serve. With `X-Reluscope-Validate: 1` a request is parsed first, for setting up a new client.
+
+The server's responses may be mirrored too, to `.../response` with the id of their request; and both may come as the
+CloudEvents that KServe's logger sends.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import socket
-import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from typing import Any
 
 import orjson
-import structlog
-import uvicorn
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -28,9 +26,10 @@ from agent.intake.catalog import Catalog, ModelMetadata, describe
 from agent.intake.oip import Limits, OipError, parse_request
 from agent.intake.queue import ByteQueue, Captured
 from agent.metrics import CONTENT_TYPE, AgentMetrics
-from agent.sampling import Sampler, id_at_head, identity
+from agent.sampling import Sampler, id_at_head, id_of_response, identity
 
-_log = structlog.get_logger()
+_EVENT_TYPE = "org.kubeflow.serving.inference."
+"""Followed by "request" or "response": https://kserve.github.io/website/docs/model-serving/predictive-inference/logger"""
 _OVERHEAD = 512
 """Bytes that a queued request takes besides its body."""
 
@@ -42,10 +41,16 @@ def build_app(
     metrics: AgentMetrics,
     limits: Limits,
     clock: Callable[[], float] = time.time,
+    on_response: Callable[[Captured], None] = lambda response: None,
 ) -> Starlette:
-    """The agent's HTTP application: inference, metadata, health and /metrics."""
-    intake = _Intake(catalog, queue, sampler, metrics, limits, clock)
+    """The agent's HTTP application: inference, responses, metadata, health and /metrics.
+
+    ``on_response`` gets every response, and chooses those to requests of the sample. It is called on the event loop: it
+    may not block and may not raise.
+    """
+    intake = _Intake(catalog, queue, sampler, metrics, limits, clock, on_response)
     routes = [
+        Route("/", intake.event, methods=["POST"]),
         Route("/v2", intake.server, methods=["GET"]),
         Route("/v2/health/live", intake.live, methods=["GET"]),
         Route("/v2/health/ready", intake.ready, methods=["GET"]),
@@ -53,6 +58,7 @@ def build_app(
     ]
     for path in ("/v2/models/{model}", "/v2/models/{model}/versions/{version}"):
         routes.append(Route(path + "/infer", intake.infer, methods=["POST"]))
+        routes.append(Route(path + "/response", intake.response, methods=["POST"]))
         routes.append(Route(path, intake.metadata, methods=["GET"]))
         routes.append(Route(path + "/ready", intake.model_ready, methods=["GET"]))
     return Starlette(routes=routes, exception_handlers={HTTPException: _http_error})
@@ -69,6 +75,7 @@ class _Intake:
         metrics: AgentMetrics,
         limits: Limits,
         clock: Callable[[], float],
+        on_response: Callable[[Captured], None],
     ) -> None:
         self._catalog = catalog
         self._queue = queue
@@ -76,16 +83,32 @@ class _Intake:
         self._metrics = metrics
         self._limits = limits
         self._clock = clock
+        self._on_response = on_response
         self._receiving = 0
         self._validating = asyncio.Lock()
 
     async def infer(self, request: Request) -> Response:
         """Answer, having put the request into the queue where it is in the sample."""
-        model = self._find(request)
+        return await self._take_request(request, self._find(request), request.headers.get("x-request-id"))
+
+    async def response(self, request: Request) -> Response:
+        """Answer, having handed on the server's response."""
+        return await self._take_response(request, self._find(request), request.headers.get("x-request-id"))
+
+    async def event(self, request: Request) -> Response:
+        """A request or a response as a CloudEvent in binary mode; its id and its model are in headers."""
+        kind = request.headers.get("ce-type", "").removeprefix(_EVENT_TYPE)
+        if kind not in ("request", "response"):
+            raise HTTPException(400, f"POST / takes CloudEvents of type {_EVENT_TYPE}request and {_EVENT_TYPE}response")
+        model = self._find_named(request.headers.get("ce-inferenceservicename", ""), None, counted=True)
+        take = self._take_request if kind == "request" else self._take_response
+        return await take(request, model, request.headers.get("ce-id"))
+
+    async def _take_request(self, request: Request, model: ModelMetadata, header_id: str | None) -> Response:
         self._metrics.requests_total.labels(model.name).inc()
         if not model.ready:
             self._metrics.dropped_total.labels("model_not_ready").inc()
-            return _json({"error": f"model {model.name} version {model.version} is not ready"}, 503)
+            return _not_ready(model)
         try:
             header_length = _header_length(request)
             encoding = _encoding(request)
@@ -96,30 +119,46 @@ class _Intake:
                         parse_request, body, header_length, model.inputs, encoding=encoding, limits=self._limits
                     )
         except OipError as error:
-            self._metrics.rejected_total.labels(model.name, error.reason).inc()
-            status = {"too_large": 413, "bad_encoding": 415}.get(error.reason, 400)
-            return _json({"error": error.message}, status)
-        request_id = self._sample(request, model, body, header_length, encoding)
-        answer: dict[str, Any] = {"model_name": model.name, "model_version": model.version, "outputs": []}
-        if request_id is not None:
-            answer["id"] = request_id
-        return _json(answer)
-
-    def _sample(
-        self, request: Request, model: ModelMetadata, body: bytes, header_length: int | None, encoding: str | None
-    ) -> str | None:
-        """Offer the request to the queue if it is in the sample; its "id", where that is at the head of the JSON."""
+            return self._rejected(model, error)
         body_id = id_at_head(body) if encoding is None and header_length != 0 else None
-        header_id = request.headers.get("x-request-id")
         if self._sampler.keep(identity(header_id, body_id, body)):
             self._metrics.sampled_total.labels(model.name).inc()
-            arrived_ms = int(self._clock() * 1000)
-            captured = Captured(
-                model.name, model.version, body, header_length, encoding, header_id or body_id, arrived_ms
-            )
+            captured = self._captured(model, body, header_length, encoding, header_id or body_id)
             if not self._queue.offer(captured, len(body) + _OVERHEAD):
                 self._metrics.dropped_total.labels("queue_full").inc()
-        return body_id
+        answer: dict[str, Any] = {"model_name": model.name, "model_version": model.version, "outputs": []}
+        if body_id is not None:
+            answer["id"] = body_id
+        return _json(answer)
+
+    async def _take_response(self, request: Request, model: ModelMetadata, header_id: str | None) -> Response:
+        self._metrics.responses_total.labels(model.name).inc()
+        if not model.ready:
+            return _not_ready(model)
+        try:
+            header_length = _header_length(request)
+            encoding = _encoding(request)
+            body = await self._receive(request)
+        except OipError as error:
+            return self._rejected(model, error)
+        response_id = header_id or (id_of_response(body) if encoding is None else None)
+        if not response_id:
+            self._metrics.rejected_total.labels(model.name, "no_id").inc()
+            return _json(
+                {"error": 'a response needs the id of its request: X-Request-Id, or "id" early in its JSON'}, 400
+            )
+        self._on_response(self._captured(model, body, header_length, encoding, response_id))
+        return _json({"model_name": model.name, "model_version": model.version})
+
+    def _captured(
+        self, model: ModelMetadata, body: bytes, header_length: int | None, encoding: str | None, item_id: str | None
+    ) -> Captured:
+        arrived_ms = int(self._clock() * 1000)
+        return Captured(model.name, model.version, body, header_length, encoding, item_id, arrived_ms)
+
+    def _rejected(self, model: ModelMetadata, error: OipError) -> Response:
+        self._metrics.rejected_total.labels(model.name, error.reason).inc()
+        return _json({"error": error.message}, {"too_large": 413, "bad_encoding": 415}.get(error.reason, 400))
 
     async def _receive(self, request: Request) -> bytes:
         """The body. Holds no more than its limit, and with all other bodies no more than theirs.
@@ -157,9 +196,12 @@ class _Intake:
 
     def _find(self, request: Request) -> ModelMetadata:
         name, version = request.path_params["model"], request.path_params.get("version")
+        return self._find_named(name, version, counted=request.method == "POST")
+
+    def _find_named(self, name: str, version: str | None, *, counted: bool) -> ModelMetadata:
         model = self._catalog.version(name, version)
         if model is None:
-            if request.method == "POST":  # the name is the client's, so it is no label
+            if counted:  # the name is the client's, so it is no label
                 self._metrics.rejected_total.labels("", "unknown_model").inc()
             wanted = name if version is None else f"{name} version {version}"
             raise HTTPException(404, f"unknown model {wanted[:200]}")
@@ -194,63 +236,6 @@ class _Intake:
         return Response(self._metrics.render(), media_type=CONTENT_TYPE)
 
 
-def serve(
-    app: Starlette,
-    host: str,
-    port: int,
-    stop: threading.Event,
-    on_listening: Callable[[int], None] = lambda port: None,
-) -> None:
-    """Serve until `stop` is set; blocks the calling thread, which may be any. Signals are left alone.
-
-    Args:
-        app: what `build_app` returned.
-        host: address to listen on.
-        port: 0 for any free one.
-        stop: looked at ten times a second.
-        on_listening: called with the port once requests are taken.
-
-    Raises:
-        OSError: the address cannot be had.
-    """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.create_server((host, port), family=family, backlog=1024) as listener:
-        config = uvicorn.Config(
-            app,
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            proxy_headers=False,
-            server_header=False,
-            date_header=False,
-            timeout_graceful_shutdown=2,
-        )
-        bound = int(listener.getsockname()[1])
-        _log.info("intake.listening", host=host, port=bound)
-        _Server(config, stop, lambda: on_listening(bound)).run(sockets=[listener])
-    _log.info("intake.stopped", host=host, port=bound)
-
-
-class _Server(uvicorn.Server):
-    """uvicorn, ended by an event instead of by signals."""
-
-    def __init__(self, config: uvicorn.Config, stop: threading.Event, on_started: Callable[[], None]) -> None:
-        super().__init__(config)
-        self._stop = stop
-        self._on_started = on_started
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Generator[None, None, None]:
-        yield
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self._on_started()
-
-    async def on_tick(self, counter: int) -> bool:
-        return await super().on_tick(counter) or self._stop.is_set()
-
-
 def _header_length(request: Request) -> int | None:
     text = request.headers.get("inference-header-content-length")
     if text is None:
@@ -265,6 +250,10 @@ def _encoding(request: Request) -> str | None:
     if text not in ("identity", "gzip", "deflate"):
         raise OipError("bad_encoding", f"Content-Encoding {text[:40]!r} is not supported, only gzip and deflate")
     return None if text == "identity" else text
+
+
+def _not_ready(model: ModelMetadata) -> Response:
+    return _json({"error": f"model {model.name} version {model.version} is not ready"}, 503)
 
 
 def _json(value: object, status: int = 200) -> Response:

@@ -1,4 +1,4 @@
-"""Open Inference Protocol v2 requests, JSON and the binary tensor extension, to numpy arrays.
+"""Open Inference Protocol v2 requests and responses, JSON and the binary tensor extension, to numpy arrays.
 
 Everything in a request is hostile until checked: each size is bounded by `Limits` before memory is spent on it, and
 whatever is wrong becomes an `OipError` whose `reason` is one of a few words and whose message names the tensor.
@@ -11,15 +11,33 @@ import math
 import re
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import orjson
 from numpy.typing import NDArray
 
-from agent.intake.tensors import OipError, TensorSpec, binary_size, dtype_of, from_binary, from_json, shape_of
+from agent.intake.tensors import (
+    OipError,
+    Reason,
+    TensorSpec,
+    binary_size,
+    dtype_of,
+    from_binary,
+    from_json,
+    shape_of,
+)
 
-__all__ = ["Limits", "OipError", "ParsedRequest", "TensorSpec", "decompress", "parse_request"]
+__all__ = [
+    "Limits",
+    "OipError",
+    "ParsedRequest",
+    "ParsedResponse",
+    "TensorSpec",
+    "decompress",
+    "parse_request",
+    "parse_response",
+]
 
 # A string, a bracket, or a quote that opens a string without end. Possessive, so that no input makes it backtrack.
 _TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[{}]|"', re.DOTALL)
@@ -52,6 +70,14 @@ class ParsedRequest:
     inputs: dict[str, NDArray[Any]]
 
 
+@dataclass(frozen=True, slots=True)
+class ParsedResponse:
+    """What a server answered: its version, where it says so, and its tensors, each as the model declares it."""
+
+    version: str | None
+    outputs: dict[str, NDArray[Any]]
+
+
 def parse_request(
     body: bytes,
     header_length: int | None,
@@ -73,17 +99,46 @@ def parse_request(
     Raises:
         OipError: in every case of bad input.
     """
-    if len(body) > limits.max_body_bytes:
-        raise OipError("too_large", f"the body has {len(body)} bytes, more than {limits.max_body_bytes}")
-    body = decompress(body, encoding, limits.max_decompressed_bytes)
+    body = _unpacked(body, encoding, limits)
     if header_length == 0:
         return ParsedRequest(None, _raw_input(body, inputs, limits))
-    if header_length is None:
-        header_length = _end_of_json(body, limits)
-    elif header_length < 0 or header_length > len(body):
-        raise OipError("bad_header", f"a JSON part of {header_length} bytes in a body of {len(body)}")
+    header_length = _json_length(body, header_length, limits)
     request = _load_json(body, header_length, limits)
-    return ParsedRequest(_request_id(request), _tensors(request, body, header_length, inputs, limits))
+    tensors = _tensors(request, body, header_length, inputs, limits)
+    missing = sorted({spec.name for spec in inputs} - set(tensors))
+    if missing:
+        raise OipError("missing_input", f"the model also wants input {missing[0]!r}")
+    return ParsedRequest(_request_id(request), tensors)
+
+
+def parse_response(
+    body: bytes,
+    header_length: int | None,
+    outputs: Sequence[TensorSpec],
+    *,
+    encoding: str | None = None,
+    limits: Limits = Limits(),
+) -> ParsedResponse:
+    """Read a server's response, with the same care as a request.
+
+    Args:
+        body: as received.
+        header_length: as for `parse_request`; a response always has a JSON part.
+        outputs: what the model declares. A response may have some of them only: clients may ask for less.
+        encoding: as for `parse_request`.
+        limits: as for `parse_request`.
+
+    Raises:
+        OipError: in every case of bad input, and where there is no output at all.
+    """
+    body = _unpacked(body, encoding, limits)
+    header_length = _json_length(body, header_length, limits)
+    response = _load_json(body, header_length, limits)
+    version = response.get("model_version")
+    if version is not None and not isinstance(version, str):
+        raise OipError("bad_request", '"model_version" is no string')
+    specs = [replace(spec, role="output") for spec in outputs]
+    return ParsedResponse(version or None, _tensors(response, body, header_length, specs, limits, "output"))
 
 
 def decompress(body: bytes, encoding: str | None, max_bytes: int) -> bytes:
@@ -107,6 +162,20 @@ def decompress(body: bytes, encoding: str | None, max_bytes: int) -> bytes:
     if not inflater.eof or inflater.unused_data:
         raise OipError("bad_encoding", f"the {encoding} body is cut short or followed by other bytes")
     return data
+
+
+def _unpacked(body: bytes, encoding: str | None, limits: Limits) -> bytes:
+    if len(body) > limits.max_body_bytes:
+        raise OipError("too_large", f"the body has {len(body)} bytes, more than {limits.max_body_bytes}")
+    return decompress(body, encoding, limits.max_decompressed_bytes)
+
+
+def _json_length(body: bytes, header_length: int | None, limits: Limits) -> int:
+    if header_length is None:
+        return _end_of_json(body, limits)
+    if not 0 <= header_length <= len(body):
+        raise OipError("bad_header", f"a JSON part of {header_length} bytes in a body of {len(body)}")
+    return header_length
 
 
 def _end_of_json(body: bytes, limits: Limits) -> int:
@@ -148,44 +217,48 @@ def _request_id(request: dict[str, Any]) -> str | None:
 
 
 def _tensors(
-    request: dict[str, Any], body: bytes, offset: int, inputs: Sequence[TensorSpec], limits: Limits
+    message: dict[str, Any],
+    body: bytes,
+    offset: int,
+    declared: Sequence[TensorSpec],
+    limits: Limits,
+    role: Literal["input", "output"] = "input",
 ) -> dict[str, NDArray[Any]]:
-    """All inputs; `offset` is where the binary part of the body begins."""
-    entries = request.get("inputs")
+    """All tensors of a request or response; `offset` is where the binary part of the body begins."""
+    entries = message.get(f"{role}s")
     if not isinstance(entries, list) or not entries:
-        raise OipError("bad_request", '"inputs" is missing, empty or no array')
-    specs = {spec.name: spec for spec in inputs}
+        reason: Reason = "bad_request" if role == "input" else "missing_output"
+        raise OipError(reason, f'"{role}s" is missing, empty or no array')
+    specs = {spec.name: spec for spec in declared}
     tensors: dict[str, NDArray[Any]] = {}
     elements = 0
     for entry in entries:
-        spec = _spec_of(entry, specs)
+        spec = _spec_of(entry, specs, role)
         if spec.name in tensors:
-            raise OipError("bad_request", f"input {spec.name!r} is given twice")
+            raise OipError("bad_request", f"{role} {spec.name!r} is given twice")
         dtype = dtype_of(spec, entry.get("datatype"))
         shape = shape_of(spec, entry.get("shape"))
         elements += math.prod(shape)
         if elements > limits.max_elements:
-            raise OipError("too_large", f"the inputs have more than {limits.max_elements} elements")
+            raise OipError("too_large", f"the {role}s have more than {limits.max_elements} elements")
         size = binary_size(spec, entry)
         if size is None:
             tensors[spec.name] = from_json(spec, entry.get("data"), dtype, shape)
         else:
             tensors[spec.name] = from_binary(spec, body[offset : offset + size], size, dtype, shape)
             offset += size
-    missing = sorted(set(specs) - set(tensors))
-    if missing:
-        raise OipError("missing_input", f"the model also wants input {missing[0]!r}")
     if body[offset:].strip():
         raise OipError("binary_size", f"{len(body) - offset} bytes follow the last tensor")
     return tensors
 
 
-def _spec_of(entry: Any, specs: dict[str, TensorSpec]) -> TensorSpec:
+def _spec_of(entry: Any, specs: dict[str, TensorSpec], role: Literal["input", "output"]) -> TensorSpec:
     if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
-        raise OipError("bad_request", "an input is no object with a name")
+        raise OipError("bad_request", f"an {role} is no object with a name")
     spec = specs.get(entry["name"])
     if spec is None:
-        raise OipError("unknown_input", f"the model has no input {entry['name'][:80]!r}; it has {sorted(specs)}")
+        reason: Reason = "unknown_input" if role == "input" else "unknown_output"
+        raise OipError(reason, f"the model has no {role} {entry['name'][:80]!r}; it has {sorted(specs)}")
     return spec
 
 

@@ -36,6 +36,7 @@ class ByteQueue(Generic[T]):
         self._max_items = max_items
         self._items: deque[tuple[T, int]] = deque()
         self._bytes = 0
+        self._refused = 0
         self._closed = False
         # A plain lock: both sides hold it for a few instructions only, so the event loop never waits noticeably.
         self._changed = threading.Condition(threading.Lock())
@@ -44,6 +45,7 @@ class ByteQueue(Generic[T]):
         """Add an item that weighs `nbytes`. Never blocks; False where there is no room, or the queue is closed."""
         with self._changed:
             if self._closed or len(self._items) >= self._max_items or self._bytes + nbytes > self._max_bytes:
+                self._refused += 1
                 return False
             self._items.append((item, nbytes))
             self._bytes += nbytes
@@ -67,3 +69,13 @@ class ByteQueue(Generic[T]):
     def depth(self) -> tuple[int, int]:
         """Items and bytes waiting now."""
         return len(self._items), self._bytes
+
+    @property
+    def refused(self) -> int:
+        """Items that there was no room for, ever."""
+        return self._refused
+
+    @property
+    def fill(self) -> float:
+        """How full it is, 0 to 1, in bytes or items, whichever is fuller."""
+        return max(len(self._items) / self._max_items, self._bytes / self._max_bytes)

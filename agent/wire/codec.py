@@ -6,7 +6,6 @@ says which field is wrong; nothing half-decoded gets past this module.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, MutableSequence
 from typing import Any
 
 import numpy as np
@@ -15,22 +14,14 @@ from google.protobuf.message import DecodeError
 from agent.summary import Histogram, Summary
 from agent.summary.histogram import MAX_SCALE, MIN_SCALE, Ints
 from agent.wire import reluscope_pb2 as pb
-from agent.wire.messages import Deployment, Envelope, NotProbed, Probe, ProbeKind, ProbeWindow, Window
+from agent.wire.comparison_codec import comparison_in, comparison_out
+from agent.wire.fields import MAX_CHANNELS, WireError, extend, integers, probe_in, probe_out
+from agent.wire.messages import Comparison, Deployment, Envelope, NotProbed, ProbeWindow, Window
 
-SCHEMA_VERSION = 1
-MAX_CHANNELS = 1 << 20
-"""A wider probe is refused: no layer has as many, so the message is damaged."""
+SCHEMA_VERSION = 2
 
-_PIECE = 4096
-
-_KINDS: dict[ProbeKind, pb.ProbeKind.ValueType] = {"input": pb.INPUT, "activation": pb.ACTIVATION, "output": pb.OUTPUT}
-_KIND_NAMES: dict[int, ProbeKind] = {number: kind for kind, number in _KINDS.items()}
 _COUNTS = ("active", "nonfinite")
 _VALUES = ("fraction_sum", "fraction_sq_sum", "mean", "m2", "min", "max")
-
-
-class WireError(ValueError):
-    """A message that cannot be decoded, and why."""
 
 
 def encode(envelope: Envelope) -> bytes:
@@ -48,9 +39,11 @@ def encode(envelope: Envelope) -> bytes:
     if isinstance(body, Window):
         message.window.start_unix_ms, message.window.end_unix_ms = body.start_ms, body.end_ms
         message.window.probes.extend(_summary_out(item) for item in body.probes)
+    elif isinstance(body, Comparison):
+        message.comparison.CopyFrom(comparison_out(body))
     else:
         message.deployment.at_unix_ms, message.deployment.provider = body.at_ms, body.provider
-        message.deployment.probes.extend(_probe_out(probe) for probe in body.probes)
+        message.deployment.probes.extend(probe_out(probe) for probe in body.probes)
         message.deployment.not_probed.extend(
             pb.NotProbed(name=item.name, op=item.op, reason=item.reason) for item in body.not_probed
         )
@@ -76,8 +69,14 @@ def decode(data: bytes) -> Envelope:
             raise WireError(f"{name} is empty")
     kind = message.WhichOneof("body")
     if kind is None:
-        raise WireError("the message has neither a window nor a deployment")
-    body = _window_in(message.window) if kind == "window" else _deployment_in(message.deployment)
+        raise WireError("the message has neither a window nor a deployment nor a comparison")
+    body: Window | Deployment | Comparison
+    if kind == "window":
+        body = _window_in(message.window)
+    elif kind == "comparison":
+        body = comparison_in(message.comparison)
+    else:
+        body = _deployment_in(message.deployment)
     return Envelope(
         message.agent_id,
         message.boot_epoch,
@@ -113,41 +112,10 @@ def decode_histograms(data: bytes) -> tuple[Histogram, Histogram]:
     return _histogram_in(message.mean_histogram, channels), _histogram_in(message.max_histogram, channels)
 
 
-def _probe_out(probe: Probe) -> pb.Probe:
-    return pb.Probe(
-        name=probe.name,
-        op=probe.op,
-        tensor=probe.tensor,
-        channels=probe.channels or 0,
-        axis=probe.axis,
-        kind=_KINDS[probe.kind],
-        position=probe.position,
-        exact_zero=probe.exact_zero,
-    )
-
-
-def _probe_in(message: pb.Probe) -> Probe:
-    if not message.name:
-        raise WireError("a probe has no name")
-    kind = _KIND_NAMES.get(message.kind)
-    if kind is None:
-        raise WireError(f"probe {message.name}: kind {message.kind} is unknown")
-    return Probe(
-        name=message.name,
-        op=message.op,
-        tensor=message.tensor,
-        channels=message.channels or None,
-        axis=message.axis,
-        kind=kind,
-        position=message.position,
-        exact_zero=message.exact_zero,
-    )
-
-
 def _deployment_in(message: pb.Deployment) -> Deployment:
     return Deployment(
         at_ms=message.at_unix_ms,
-        probes=tuple(_probe_in(probe) for probe in message.probes),
+        probes=tuple(probe_in(probe) for probe in message.probes),
         not_probed=tuple(NotProbed(item.name, item.op, item.reason) for item in message.not_probed),
         provider=message.provider,
     )
@@ -163,7 +131,7 @@ def _summary_out(item: ProbeWindow) -> pb.ProbeSummary:
     summary = item.summary
     arrays = {name: getattr(summary, name).tolist() for name in _COUNTS + _VALUES}
     return pb.ProbeSummary(
-        probe=_probe_out(item.probe),
+        probe=probe_out(item.probe),
         n=summary.n,
         mean_histogram=_histogram_out(summary.mean_histogram),
         max_histogram=_histogram_out(summary.max_histogram),
@@ -172,14 +140,14 @@ def _summary_out(item: ProbeWindow) -> pb.ProbeSummary:
 
 
 def _summary_in(message: pb.ProbeSummary) -> ProbeWindow:
-    probe = _probe_in(message.probe)
+    probe = probe_in(message.probe)
     channels = len(message.active)
     if not 0 < channels <= MAX_CHANNELS:
         raise WireError(f"probe {probe.name}: {channels} channels")
     for name in _COUNTS + _VALUES:
         if len(getattr(message, name)) != channels:
             raise WireError(f"probe {probe.name}: {name} has {len(getattr(message, name))} of {channels} entries")
-    counts = {name: _integers(getattr(message, name)) for name in _COUNTS}
+    counts = {name: integers(getattr(message, name)) for name in _COUNTS}
     values = {name: np.array(getattr(message, name), np.float64) for name in _VALUES}
     if any(((array < 0) | (array > message.n)).any() for array in counts.values()):
         raise WireError(f"probe {probe.name}: a channel counts more requests than the window's {message.n}")
@@ -204,16 +172,10 @@ def _histogram_out(histogram: Histogram) -> pb.Histogram:
         starts = np.flatnonzero(np.diff(channel, prepend=-1))
         deltas[starts] = index[starts]
         if len(channel):
-            _extend(buckets.row_lengths, np.bincount(channel, minlength=histogram.channels))
-            _extend(buckets.index, deltas)
-            _extend(buckets.count, histogram.count[kept])
+            extend(buckets.row_lengths, np.bincount(channel, minlength=histogram.channels))
+            extend(buckets.index, deltas)
+            extend(buckets.count, histogram.count[kept])
     return message
-
-
-def _extend(field: MutableSequence[int], values: Ints) -> None:
-    """Appends in pieces: one long call would hold the interpreter, and with it the agent's intake, for milliseconds."""
-    for start in range(0, len(values), _PIECE):
-        field.extend(values[start : start + _PIECE].tolist())
 
 
 def _histogram_in(message: pb.Histogram, channels: int) -> Histogram:
@@ -224,12 +186,12 @@ def _histogram_in(message: pb.Histogram, channels: int) -> Histogram:
     parts = [_buckets_in(message.negative, channels, -1), _buckets_in(message.positive, channels, 1)]
     channel, sign, index, count = (np.concatenate(columns) for columns in zip(*parts, strict=True))
     order = np.lexsort((sign * index, sign, channel))
-    zeros = _integers(message.zeros)
+    zeros = integers(message.zeros)
     return Histogram(message.scale, zeros, channel[order], sign[order], index[order], count[order])
 
 
 def _buckets_in(message: pb.Buckets, channels: int, sign: int) -> tuple[Ints, Ints, Ints, Ints]:
-    lengths, deltas, count = (_integers(part) for part in (message.row_lengths, message.index, message.count))
+    lengths, deltas, count = (integers(part) for part in (message.row_lengths, message.index, message.count))
     if len(lengths) not in (0, channels) or len(deltas) != len(count) or lengths.sum() != len(count):
         raise WireError("a histogram's rows, indices and counts do not fit together")
     if (count <= 0).any():
@@ -240,10 +202,3 @@ def _buckets_in(message: pb.Buckets, channels: int, sign: int) -> tuple[Ints, In
     offsets = np.where(starts > 0, running[np.maximum(starts - 1, 0)], 0) if len(running) else np.zeros_like(starts)
     index = running - np.repeat(offsets, lengths)
     return channel.astype(np.int64), np.full(len(count), sign, np.int64), index.astype(np.int64), count
-
-
-def _integers(values: Iterable[int]) -> Ints:
-    try:
-        return np.array(list(values), np.int64)
-    except OverflowError as error:
-        raise WireError("a count exceeds 63 bits") from error

@@ -5,9 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from agent.summary import Summary
 
 ProbeKind = Literal["input", "activation", "output"]
+BaselineKind = Literal["reference_model", "cpu_provider", "served_response", "holdout"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +70,67 @@ class Deployment:
     provider: str
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class ProbeComparison:
+    """What differs between the served side and a baseline at one probe, summed over requests and elements."""
+
+    probe: Probe
+    """The served side's."""
+    n: int
+    """Requests."""
+    elements: int
+    """Element pairs that are finite on both sides; the sums below are over these."""
+    signal: float
+    """Sum of squares of the baseline."""
+    power: float
+    """Sum of squares of the served side."""
+    noise: float
+    """Sum of squares of the difference."""
+    cross: float
+    """Sum of products."""
+    max_abs_error: float
+    mismatched: int
+    """Requests with an element beyond tolerance."""
+    nonfinite: int
+    """Requests where exactly one side has a NaN or an infinity at some element."""
+    only_served_active: NDArray[np.int64]
+    """Shape (channels,): requests with any positive element on the served side only; empty without channels."""
+    only_baseline_active: NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Comparison:
+    """The same requests, run on the served side and on a baseline."""
+
+    start_ms: int
+    """Window of the requests, Unix milliseconds; of a holdout: when it ran."""
+    end_ms: int
+    kind: BaselineKind
+    baseline: str
+    """ "reference.onnx", a version, "CPUExecutionProvider", "response" or "holdout.npz"."""
+    baseline_digest: str
+    """sha256 of the file behind it, empty where there is none."""
+    provider: str
+    """onnxruntime execution provider of the served side."""
+    n: int
+    """Requests compared; 0 in all but the first part of a comparison that was split by probe."""
+    top1_n: int = 0
+    """Requests with a top-1 class on both sides."""
+    top1_agree: int = 0
+    accuracy_n: int = 0
+    """Requests with a label; a holdout's only."""
+    served_correct: int = 0
+    baseline_correct: int = 0
+    """Of the ``baseline_n`` requests that the reference model ran too."""
+    baseline_n: int = 0
+    only_served_correct: int = 0
+    only_baseline_correct: int = 0
+    mismatched: int = 0
+    """Requests with an output beyond tolerance."""
+    probes: tuple[ProbeComparison, ...] = ()
+    """In graph order; outputs of the model are probes too."""
+
+
 @dataclass(frozen=True, slots=True)
 class Envelope:
     """One message on Kafka; (agent_id, boot_epoch, seq) names it for ever."""
@@ -76,7 +141,7 @@ class Envelope:
     model: str
     version: str
     digest: str
-    body: Window | Deployment
+    body: Window | Deployment | Comparison
 
     @property
     def key(self) -> str:

@@ -40,6 +40,27 @@ ACTIVATION: ProbeKind.ValueType  # 2
 OUTPUT: ProbeKind.ValueType  # 3
 Global___ProbeKind: _TypeAlias = ProbeKind  # noqa: Y015
 
+class _BaselineKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _BaselineKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_BaselineKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    BASELINE_KIND_UNSPECIFIED: _BaselineKind.ValueType  # 0
+    REFERENCE_MODEL: _BaselineKind.ValueType  # 1
+    CPU_PROVIDER: _BaselineKind.ValueType  # 2
+    SERVED_RESPONSE: _BaselineKind.ValueType  # 3
+    HOLDOUT: _BaselineKind.ValueType  # 4
+
+class BaselineKind(_BaselineKind, metaclass=_BaselineKindEnumTypeWrapper): ...
+
+BASELINE_KIND_UNSPECIFIED: BaselineKind.ValueType  # 0
+REFERENCE_MODEL: BaselineKind.ValueType  # 1
+CPU_PROVIDER: BaselineKind.ValueType  # 2
+SERVED_RESPONSE: BaselineKind.ValueType  # 3
+HOLDOUT: BaselineKind.ValueType  # 4
+Global___BaselineKind: _TypeAlias = BaselineKind  # noqa: Y015
+
 @_typing.final
 class Envelope(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
@@ -53,6 +74,7 @@ class Envelope(_message.Message):
     DIGEST_FIELD_NUMBER: _builtins.int
     WINDOW_FIELD_NUMBER: _builtins.int
     DEPLOYMENT_FIELD_NUMBER: _builtins.int
+    COMPARISON_FIELD_NUMBER: _builtins.int
     schema_version: _builtins.int
     agent_id: _builtins.str
     """(agent_id, boot_epoch, seq) names a message for ever: redelivery repeats all three."""
@@ -68,6 +90,10 @@ class Envelope(_message.Message):
     def window(self) -> Global___Window: ...
     @_builtins.property
     def deployment(self) -> Global___Deployment: ...
+    @_builtins.property
+    def comparison(self) -> Global___Comparison:
+        """since schema_version 2"""
+
     def __init__(
         self,
         *,
@@ -80,12 +106,13 @@ class Envelope(_message.Message):
         digest: _builtins.str = ...,
         window: Global___Window | None = ...,
         deployment: Global___Deployment | None = ...,
+        comparison: Global___Comparison | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "deployment", b"deployment", "window", b"window"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "comparison", b"comparison", "deployment", b"deployment", "window", b"window"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "body", b"body", "boot_epoch", b"boot_epoch", "deployment", b"deployment", "digest", b"digest", "model", b"model", "schema_version", b"schema_version", "seq", b"seq", "version", b"version", "window", b"window"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "body", b"body", "boot_epoch", b"boot_epoch", "comparison", b"comparison", "deployment", b"deployment", "digest", b"digest", "model", b"model", "schema_version", b"schema_version", "seq", b"seq", "version", b"version", "window", b"window"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["window", "deployment"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["window", "deployment", "comparison"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
@@ -364,3 +391,160 @@ class Buckets(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Buckets: _TypeAlias = Buckets  # noqa: Y015
+
+@_typing.final
+class Comparison(_message.Message):
+    """The same requests were run on two sides, the served one and a baseline. Everything adds up over messages (maxima take
+    the maximum). A comparison too wide for one message is split by its probes: the first part has the counts of the
+    comparison itself, all further parts have n = 0 there, so that adding up counts each request once.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    START_UNIX_MS_FIELD_NUMBER: _builtins.int
+    END_UNIX_MS_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    BASELINE_FIELD_NUMBER: _builtins.int
+    BASELINE_DIGEST_FIELD_NUMBER: _builtins.int
+    PROVIDER_FIELD_NUMBER: _builtins.int
+    N_FIELD_NUMBER: _builtins.int
+    TOP1_N_FIELD_NUMBER: _builtins.int
+    TOP1_AGREE_FIELD_NUMBER: _builtins.int
+    ACCURACY_N_FIELD_NUMBER: _builtins.int
+    SERVED_CORRECT_FIELD_NUMBER: _builtins.int
+    BASELINE_CORRECT_FIELD_NUMBER: _builtins.int
+    BASELINE_N_FIELD_NUMBER: _builtins.int
+    ONLY_SERVED_CORRECT_FIELD_NUMBER: _builtins.int
+    ONLY_BASELINE_CORRECT_FIELD_NUMBER: _builtins.int
+    MISMATCHED_FIELD_NUMBER: _builtins.int
+    PROBES_FIELD_NUMBER: _builtins.int
+    start_unix_ms: _builtins.int
+    """window of the requests; for HOLDOUT: when it ran"""
+    end_unix_ms: _builtins.int
+    kind: Global___BaselineKind.ValueType
+    baseline: _builtins.str
+    """"reference.onnx", "3" (a version), "CPUExecutionProvider", "response", "holdout.npz" """
+    baseline_digest: _builtins.str
+    """sha256 of the file behind it, empty where there is none"""
+    provider: _builtins.str
+    """onnxruntime provider of the served side, such as CUDAExecutionProvider"""
+    n: _builtins.int
+    """requests compared"""
+    top1_n: _builtins.int
+    """of these, requests with a top-1 class on both sides"""
+    top1_agree: _builtins.int
+    accuracy_n: _builtins.int
+    """HOLDOUT only: requests with a label"""
+    served_correct: _builtins.int
+    baseline_correct: _builtins.int
+    """the reference model on the same holdout"""
+    baseline_n: _builtins.int
+    """0 where there is no reference model"""
+    only_served_correct: _builtins.int
+    """McNemar's discordant pairs"""
+    only_baseline_correct: _builtins.int
+    mismatched: _builtins.int
+    """requests with an output beyond tolerance"""
+    @_builtins.property
+    def probes(self) -> _containers.RepeatedCompositeFieldContainer[Global___ProbeComparison]:
+        """in graph order; outputs of the model are probes too"""
+
+    def __init__(
+        self,
+        *,
+        start_unix_ms: _builtins.int = ...,
+        end_unix_ms: _builtins.int = ...,
+        kind: Global___BaselineKind.ValueType = ...,
+        baseline: _builtins.str = ...,
+        baseline_digest: _builtins.str = ...,
+        provider: _builtins.str = ...,
+        n: _builtins.int = ...,
+        top1_n: _builtins.int = ...,
+        top1_agree: _builtins.int = ...,
+        accuracy_n: _builtins.int = ...,
+        served_correct: _builtins.int = ...,
+        baseline_correct: _builtins.int = ...,
+        baseline_n: _builtins.int = ...,
+        only_served_correct: _builtins.int = ...,
+        only_baseline_correct: _builtins.int = ...,
+        mismatched: _builtins.int = ...,
+        probes: _abc.Iterable[Global___ProbeComparison] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accuracy_n", b"accuracy_n", "baseline", b"baseline", "baseline_correct", b"baseline_correct", "baseline_digest", b"baseline_digest", "baseline_n", b"baseline_n", "end_unix_ms", b"end_unix_ms", "kind", b"kind", "mismatched", b"mismatched", "n", b"n", "only_baseline_correct", b"only_baseline_correct", "only_served_correct", b"only_served_correct", "probes", b"probes", "provider", b"provider", "served_correct", b"served_correct", "start_unix_ms", b"start_unix_ms", "top1_agree", b"top1_agree", "top1_n", b"top1_n"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Comparison: _TypeAlias = Comparison  # noqa: Y015
+
+@_typing.final
+class ProbeComparison(_message.Message):
+    """Of one probe. An element is beyond tolerance where |served - baseline| > atol * rms + rtol * |baseline|, with rms the
+    root mean square of the baseline's elements of that request, or where it is finite on one side only.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROBE_FIELD_NUMBER: _builtins.int
+    N_FIELD_NUMBER: _builtins.int
+    ELEMENTS_FIELD_NUMBER: _builtins.int
+    SIGNAL_FIELD_NUMBER: _builtins.int
+    POWER_FIELD_NUMBER: _builtins.int
+    NOISE_FIELD_NUMBER: _builtins.int
+    CROSS_FIELD_NUMBER: _builtins.int
+    MAX_ABS_ERROR_FIELD_NUMBER: _builtins.int
+    MISMATCHED_FIELD_NUMBER: _builtins.int
+    NONFINITE_FIELD_NUMBER: _builtins.int
+    ONLY_SERVED_ACTIVE_FIELD_NUMBER: _builtins.int
+    ONLY_BASELINE_ACTIVE_FIELD_NUMBER: _builtins.int
+    n: _builtins.int
+    """requests"""
+    elements: _builtins.int
+    """element pairs that are finite on both sides"""
+    signal: _builtins.float
+    """sum of squares of the baseline"""
+    power: _builtins.float
+    """sum of squares of the served side"""
+    noise: _builtins.float
+    """sum of squares of the difference"""
+    cross: _builtins.float
+    """sum of products"""
+    max_abs_error: _builtins.float
+    mismatched: _builtins.int
+    """requests with an element beyond tolerance"""
+    nonfinite: _builtins.int
+    """requests where exactly one side has a NaN or an infinity at some element"""
+    @_builtins.property
+    def probe(self) -> Global___Probe:
+        """the served side's"""
+
+    @_builtins.property
+    def only_served_active(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Per channel: requests with any positive element on one side only. Empty where the probe has no channels."""
+
+    @_builtins.property
+    def only_baseline_active(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    def __init__(
+        self,
+        *,
+        probe: Global___Probe | None = ...,
+        n: _builtins.int = ...,
+        elements: _builtins.int = ...,
+        signal: _builtins.float = ...,
+        power: _builtins.float = ...,
+        noise: _builtins.float = ...,
+        cross: _builtins.float = ...,
+        max_abs_error: _builtins.float = ...,
+        mismatched: _builtins.int = ...,
+        nonfinite: _builtins.int = ...,
+        only_served_active: _abc.Iterable[_builtins.int] | None = ...,
+        only_baseline_active: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["probe", b"probe"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cross", b"cross", "elements", b"elements", "max_abs_error", b"max_abs_error", "mismatched", b"mismatched", "n", b"n", "noise", b"noise", "nonfinite", b"nonfinite", "only_baseline_active", b"only_baseline_active", "only_served_active", b"only_served_active", "power", b"power", "probe", b"probe", "signal", b"signal"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ProbeComparison: _TypeAlias = ProbeComparison  # noqa: Y015

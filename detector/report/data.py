@@ -98,6 +98,13 @@ class Report:
         return self.reference.summaries.get(layer) if self.reference else None
 
     @property
+    def compared(self) -> Check | None:
+        """The check whose comparisons are shown: the one shown, else the newest that has any."""
+        if self.shown is not None and self.shown.comparisons:
+            return self.shown
+        return next((check for check in reversed(self.checks) if check.comparisons), None)
+
+    @property
     def findings(self) -> tuple[Finding, ...]:
         """Of the check shown, origins first, then in graph order."""
         return tuple(in_order(self.shown.findings)) if self.shown else ()

@@ -10,8 +10,8 @@ import jinja2
 from markupsafe import Markup
 
 from agent.summary import Summary
-from detector.finding import Finding
-from detector.report import plots
+from detector.finding import PAIRED, Finding
+from detector.report import paired, plots
 from detector.report.data import Layer, Report, ReportStore, gather
 from detector.report.queries import queries
 from detector.report.timeline import axis_of, multiples, thinned
@@ -63,7 +63,7 @@ def render(report: Report) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(number=plots.number, percent=plots.percent, when=when)
+    environment.filters.update(number=plots.number, percent=plots.percent, decibels=plots.decibels, when=when)
     axis = axis_of(report)
     spans = [(s.start.timestamp(), s.end.timestamp(), s.n) for s in report.spans]
     requests = sum(n for *_, n in spans)
@@ -79,6 +79,10 @@ def render(report: Report) -> str:
         marks={kind for _, kind in axis.marks},
         multiples=multiples(report, axis),
         cards=_cards(report),
+        compared=report.compared,
+        comparisons=paired.rows(report.compared),
+        ratios=paired.ratios(report.compared),
+        paired_tests=PAIRED,
         layers=report.layers,
         conclusion=_conclusion,
         alerts=[(alert, _link(alert)) for alert in report.alerts],
@@ -95,7 +99,8 @@ def _cards(report: Report) -> list[Card]:
     left = SHAPES
     for finding in report.findings:
         now, then = report.current.get(finding.layer), report.before(finding.layer)
-        worst = [e.channel for e in finding.evidence] or list(finding.channels)
+        # How values are distributed says little where the very same requests were compared.
+        worst = [] if finding.test in PAIRED else [e.channel for e in finding.evidence] or list(finding.channels)
         # Where space is short every finding gets its worst channel before any gets a second.
         room = min(SHAPES_PER_FINDING, left - (len(report.findings) - len(cards) - 1))
         charts = [] if now is None else [c for c in worst if c < now.channels][: max(room, min(left, 1))]
@@ -109,6 +114,9 @@ def _cards(report: Report) -> list[Card]:
 
 
 def _title(finding: Finding) -> str:
+    if finding.test in PAIRED:
+        against = finding.details.get("against", "its baseline")
+        return f"{finding.layer}: differs from {against}"
     what = {"dead": "dead", "drift": "drifted", "explosion": "exploded"}.get(finding.test, finding.test)
     return f"{finding.layer}: {len(finding.channels):,} of {plural(finding.channels_total, 'channel')} {what}"
 
@@ -128,7 +136,10 @@ def _shape(finding: Finding, channel: int, now: Summary, then: Summary | None) -
 
 
 def _conclusion(layer: Layer) -> str:
-    words = {"dead": "dead channels", "drift": "drifted", "explosion": "exploded"}
+    words = {
+        "dead": "dead channels", "drift": "drifted", "explosion": "exploded", "quantization": "signal lost",
+        "hardware": "hardware mismatch", "response": "unlike the response",
+    }  # fmt: skip
     told = ", ".join(words.get(test, test) for test in layer.tests)
     return f"{told}; origin" if told and layer.origin else told or ("no change" if layer.counts else "not checked")
 

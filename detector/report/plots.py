@@ -21,6 +21,9 @@ BINS = 24
 SPARK = (168.0, 46.0)
 BARS = (960.0, 72.0)
 SHAPE = (264.0, 104.0)
+RATIO = (360.0, 16.0)
+RATIO_TOP_DB = 60.0
+"""Full length of a bar: at more, rounding to ten bits would be coarser than the difference."""
 _TAIL = 0.005
 
 
@@ -70,6 +73,13 @@ def percent(value: float | None) -> str:
         return "–"
     shown = 100 * value
     return f"{shown:.0f} %" if shown == round(shown) else f"{shown:.1f} %" if abs(shown) >= 0.1 else f"{shown:.1g} %"
+
+
+def decibels(value: float | None) -> str:
+    """A ratio in dB; "∞" where nothing differs at all."""
+    if value is None or math.isnan(value):
+        return "–"
+    return ("∞" if value > 0 else "-∞") if math.isinf(value) else f"{value:.1f} dB"
 
 
 def _svg(size: tuple[float, float], style: str, label: str, body: Sequence[str], stretch: bool = False) -> Markup:
@@ -231,3 +241,14 @@ def overlay(current: Shape, reference: Shape | None, edges: Floats, label: str) 
     body.append(f'<text x="{left:g}" y="{height - 4:g}">{number(float(edges[0]))}</text>')
     body.append(f'<text x="{width:g}" y="{height - 4:g}" text-anchor="end">{number(float(edges[-1]))}</text>')
     return _svg(SHAPE, "shape", label, body)
+
+
+def ratio(sqnr_db: float, layer: str) -> Markup:
+    """A bar from 0 dB, with a line at every 10 dB; negative ratios have no bar."""
+    width, height = RATIO
+    long = width * min(max(sqnr_db, 0.0), RATIO_TOP_DB) / RATIO_TOP_DB
+    lines = "".join(f"M{width * tick / RATIO_TOP_DB:.1f} 0V{height:g}" for tick in range(0, int(RATIO_TOP_DB), 10))
+    body = [f'<path class="axis" d="{lines}"/>']
+    if long:
+        body.append(f'<rect class="bar" x="0" y="3" width="{long:.1f}" height="{height - 6:g}"/>')
+    return _svg(RATIO, "ratio", f"{layer}: {decibels(sqnr_db)}", body)

@@ -47,6 +47,20 @@ def queries(version: ModelVersion, since: datetime, now: datetime, check: Check 
             f"FROM drift_findings\nWHERE {checked}\nORDER BY checked_at DESC, position;",
         ),
         (
+            "Findings: paired replay",
+            "SELECT checked_at, layer, test, cause, origin, baseline, agents, effect, p_value, n, summary\n"
+            f"FROM paired_findings\nWHERE {checked}\nORDER BY checked_at DESC, position;",
+        ),
+        (
+            "Paired replay, by baseline and agent",
+            "SELECT kind, baseline, agent_id, provider, sum(n) AS requests, sum(top1_agree) AS top1_agree,\n"
+            "       sum(top1_n) AS top1_n, max(accuracy) AS accuracy, sum(mismatched) AS mismatched,\n"
+            "       min(worst_sqnr_db) AS worst_sqnr_db\n"
+            f"FROM model_comparisons\nWHERE {who}\n"
+            f"  AND (kind = 'holdout' OR window_start >= {_time(since)} AND window_end <= {_time(now)})\n"
+            "GROUP BY kind, baseline, agent_id, provider ORDER BY kind, baseline, agent_id;",
+        ),
+        (
             "Alerts, with the runbook text that on-call saw",
             "SELECT starts_at, ends_at, alertname, status, severity, layer, cause,\n"
             "       runbook_name, runbook_version, runbook_body\n"

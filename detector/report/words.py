@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from detector.finding import Check, Finding
+from detector.finding import PAIRED, Check, Finding
 from detector.store import ModelVersion, Reference, Span
 
 CAUSES = {
@@ -19,6 +19,13 @@ CAUSES = {
     "telemetry_gap": "Telemetry gap",
     "slo_burn": "Objective burning",
 }
+KINDS = {
+    "reference_model": "Reference model",
+    "holdout": "Labelled holdout",
+    "cpu_provider": "The same file on the CPU",
+    "served_response": "What the server answered",
+}
+"""Baselines of paired replay."""
 _VERBS = {"dead": "fell silent or nearly so", "drift": "drifted", "explosion": "exploded"}
 
 
@@ -92,17 +99,26 @@ def _began(checks: Sequence[Check]) -> datetime | None:
 def _found(check: Check, began: datetime | None) -> Verdict:
     findings = in_order(check.findings)
     origin = findings[0]
-    after = {f.layer for f in findings if f.position > origin.position}
-    sentence = (
-        f"{CAUSES.get(origin.cause, origin.cause)}: the change begins at {_kind(origin)} {origin.layer}, where "
-        f"{len(origin.channels):,} of {plural(origin.channels_total, 'channel')} {_verb(origin)}"
-    )
-    sentence += f", and shows in {plural(len(after), 'later layer')}" if after else ", and in no later layer"
+    paired = origin.test in PAIRED
+    alike = (f for f in findings if (f.test == origin.test if paired else f.test not in PAIRED))
+    after = {f.layer for f in alike if f.position > origin.position}
+    sentence = f"{CAUSES.get(origin.cause, origin.cause)}: {_told(origin)}"
+    if after:
+        sentence += f", and shows in {plural(len(after), 'later layer')}"
+    elif not paired:
+        sentence += ", and in no later layer"
     sentence += f"; first seen {when(began)}." if began else "."
     others = sorted({CAUSES.get(f.cause, f.cause).lower() for f in findings if f.cause != origin.cause})
     sentence += f" Also found: {', '.join(others)}." if others else ""
     tone = "critical" if any(f.severity == "critical" for f in findings) else "warning"
     return Verdict(tone, f"Change found, {tone}", sentence)
+
+
+def _told(origin: Finding) -> str:
+    if origin.test in PAIRED:
+        return origin.summary
+    where = f"the change begins at {_kind(origin)} {origin.layer}"
+    return f"{where}, where {len(origin.channels):,} of {plural(origin.channels_total, 'channel')} {_verb(origin)}"
 
 
 def _verb(finding: Finding) -> str:

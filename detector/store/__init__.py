@@ -5,6 +5,7 @@ from detector.runbooks import Runbook
 from detector.store.errors import LostOwnership, StoreError, StoreRefused, StoreUnavailable
 from detector.store.facade import Store
 from detector.store.types import (
+    AgentComparison,
     AlertRow,
     HistoryPoint,
     IngestResult,
@@ -15,6 +16,7 @@ from detector.store.types import (
 )
 
 __all__ = [
+    "AgentComparison",
     "AlertRow",
     "HistoryPoint",
     "IngestResult",

@@ -10,14 +10,15 @@ from typing import Any
 from sqlalchemy import Connection, RowMapping, Select, func, insert, select
 from sqlalchemy.sql.elements import ColumnElement
 
-from detector.finding import ChannelEvidence, Check, Finding
+from detector.finding import Agreement, ChannelEvidence, Check, Finding, ProbeAgreement
 from detector.store.rows import from_json, to_json
 from detector.store.tables import checks as check_table
 from detector.store.tables import findings as finding_table
 from detector.store.tables import model_versions
 from detector.store.types import StoredCheck
 
-_CHECK = tuple(field.name for field in fields(Check) if field.name not in ("layers", "findings", "alarms"))
+_PARTS = ("layers", "findings", "alarms", "comparisons")
+_CHECK = tuple(field.name for field in fields(Check) if field.name not in _PARTS)
 _JSON = ("channels", "evidence", "details")
 _FINDING = tuple(field.name for field in fields(Finding) if field.name not in _JSON)
 
@@ -25,8 +26,12 @@ _FINDING = tuple(field.name for field in fields(Finding) if field.name not in _J
 def save(connection: Connection, check: Check, runbook_versions: Mapping[str, int]) -> int:
     """See `Store.save_check`."""
     values = {name: getattr(check, name) for name in _CHECK}
-    parts = {"layers": to_json(check.layers), "alarms": to_json(check.alarms)}
-    statement = insert(check_table).values(**values, **parts).returning(check_table.c.id)
+    values |= {
+        "layers": to_json(check.layers),
+        "alarms": to_json(check.alarms),
+        "comparisons": to_json([asdict(one) for one in check.comparisons]),
+    }
+    statement = insert(check_table).values(**values).returning(check_table.c.id)
     check_id = int(connection.execute(statement).scalar_one())
     rows = [_finding_row(check_id, finding, runbook_versions) for finding in check.findings]
     if rows:
@@ -74,6 +79,7 @@ def _read(connection: Connection, query: Select[Any]) -> list[StoredCheck]:
                 layers=row["layers"],
                 findings=tuple(findings[row["id"]]),
                 alarms=from_json(row["alarms"]),
+                comparisons=tuple(_agreement(item) for item in row["comparisons"]),
             ),
         )
         for row in rows
@@ -105,3 +111,9 @@ def _finding(row: RowMapping) -> Finding:
 def _evidence(item: dict[str, Any]) -> dict[str, Any]:
     texts = ("label", "text")  # which may read "NaN" and mean it
     return {key: value if key in texts else from_json(value) for key, value in item.items()}
+
+
+def _agreement(item: dict[str, Any]) -> Agreement:
+    # Numbers alone: a layer may be named "NaN" and mean it.
+    probes = ({**probe, "sqnr_db": from_json(probe["sqnr_db"])} for probe in item["probes"])
+    return Agreement(**{**item, "probes": tuple(ProbeAgreement(**probe) for probe in probes)})

@@ -6,6 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 
+import numpy as np
+from numpy.typing import NDArray
+
 from agent.summary import Summary
 from agent.wire import Envelope, Probe
 from detector.batches import Span
@@ -13,10 +16,21 @@ from detector.design_effect import DesignEffect
 from detector.finding import Check
 from detector.layered import Layered
 from detector.runbooks import Runbook
-from detector.store import alarms, alerts, checks, ingest, partitions, reading, references, versions
+from detector.store import (
+    alarms,
+    alerts,
+    checks,
+    comparison_reading,
+    ingest,
+    partitions,
+    reading,
+    references,
+    versions,
+)  # fmt: skip
 from detector.store.database import Database
 from detector.store.types import (
     Advance,
+    AgentComparison,
     AlarmState,
     AlertRow,
     HistoryPoint,
@@ -107,6 +121,24 @@ class Store:
         """One point per window inside [start, end] and layer, by window, then graph order."""
         with self._database.begin() as connection:
             return reading.history(connection, version_id, start, end)
+
+    # Comparisons with a baseline
+
+    def comparisons(self, version_id: int, since: datetime, until: datetime) -> list[AgentComparison]:
+        """Per agent and baseline, summed over the windows inside [since, until]; of a holdout the newest run before
+        ``until``, however old. Without counts by channel."""
+        with self._database.begin() as connection:
+            return comparison_reading.read(connection, version_id, since, until)
+
+    def channel_activity(
+        self, of: Sequence[AgentComparison], layer: str
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Requests that activate each channel on the served side only, and on the baseline only, over all of ``of``.
+
+        Shape (channels,); empty where the layer has no counts by channel.
+        """
+        with self._database.begin() as connection:
+            return comparison_reading.channel_activity(connection, of, layer)
 
     # References
 

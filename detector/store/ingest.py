@@ -1,7 +1,7 @@
 """One micro-batch of one partition in one transaction: exactly once in effect.
 
 The offset is compared and swapped first, so of two owners only one gets past; then the messages' keys, so a message
-that was applied before is passed over; then all windows of the batch are merged in memory and with what is stored.
+that was applied before is passed over; then windows and comparisons are merged in memory and with what is stored.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from sqlalchemy import Connection, select, tuple_, update
 from sqlalchemy.dialects.postgresql import insert
 
 from agent.wire import Deployment, Envelope
-from detector.store import locks, merging
+from detector.store import comparisons, locks, merging
 from detector.store.errors import LostOwnership
 from detector.store.tables import deployments, ingest_keys, ingest_offsets, model_versions
 from detector.store.types import IngestResult
@@ -46,7 +46,9 @@ def apply(
         for version_id in sorted(ids.values()):  # in one order everywhere, so that batches cannot deadlock
             locks.wait(connection, locks.MERGE, version_id)
         _deploy(connection, fresh, ids)
-        merging.merge_windows(connection, [(ids[_version_key(envelope)], envelope) for envelope in fresh])
+        versioned = [(ids[_version_key(envelope)], envelope) for envelope in fresh]
+        merging.merge_windows(connection, versioned)
+        comparisons.merge_comparisons(connection, versioned)
     return IngestResult(applied=len(fresh), duplicates=len(envelopes) - len(fresh))
 
 

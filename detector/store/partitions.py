@@ -14,7 +14,14 @@ from sqlalchemy import Connection, text
 from detector.store import locks
 from detector.store.database import Database
 
-PARTITIONED = ("windows", "agent_windows")
+_HOLDOUTS = "source_id IN (SELECT id FROM comparison_sources WHERE kind = 'holdout')"
+PARTITIONED: dict[str, str | None] = {
+    "windows": None,
+    "agent_windows": None,
+    "comparisons": _HOLDOUTS,
+    "probe_comparisons": _HOLDOUTS,
+}
+"""Tables, and which of their rows stay for ever: a holdout runs once per deployment, and its verdict has no other."""
 LOCK_TIMEOUT = "5s"
 """Ingest waits behind this; where the lock is not had in time, the next round tries again."""
 _CHILDREN = text(
@@ -38,7 +45,7 @@ def maintain(database: Database, now: datetime, retention_days: int, days_ahead:
         with database.begin() as connection:
             if not _enter(connection):
                 return
-            _drop(connection, parent, oldest)
+            _drop(connection, parent, oldest, PARTITIONED[parent])
     with database.begin() as connection:
         if _enter(connection):
             forget = text("DELETE FROM ingest_keys WHERE received_at < :oldest")
@@ -66,12 +73,17 @@ def _make(connection: Connection, parent: str, day: date) -> None:
     connection.execute(text(f"ALTER TABLE {parent} ATTACH PARTITION {name} FOR VALUES {bounds}"))
 
 
-def _drop(connection: Connection, parent: str, oldest: date) -> None:
+def _drop(connection: Connection, parent: str, oldest: date, stays: str | None) -> None:
+    """Drops days before ``oldest``; rows of which ``stays`` holds move to the default partition."""
     for name in connection.execute(_CHILDREN, {"parent": parent}).scalars().all():
         match = re.fullmatch(rf"{parent}_(\d{{8}})", name)
         if match and date.fromisoformat(match[1]) < oldest:
+            if stays is not None:
+                connection.execute(text(f"ALTER TABLE {parent} DETACH PARTITION {name}"))
+                connection.execute(text(f"INSERT INTO {parent} SELECT * FROM {name} WHERE {stays}"))  # noqa: S608
             connection.execute(text(f"DROP TABLE {name}"))
-    late = text(f"DELETE FROM {parent}_default WHERE window_start < :oldest")  # noqa: S608
+    gone = f"window_start < :oldest AND NOT ({stays or 'false'})"
+    late = text(f"DELETE FROM {parent}_default WHERE {gone}")  # noqa: S608
     connection.execute(late, {"oldest": _midnight(oldest)})
 
 

@@ -22,6 +22,12 @@ from sqlalchemy.dialects.postgresql import JSONB
 
 metadata = MetaData()
 
+COMPARISON_COUNTS = (
+    "n", "top1_n", "top1_agree", "accuracy_n", "served_correct", "baseline_correct", "baseline_n",
+    "only_served_correct", "only_baseline_correct", "mismatched",
+)  # fmt: skip
+"""Counts of requests that a comparison adds up, named as in `agent.wire.Comparison`."""
+
 
 def _id() -> Column[int]:
     return Column("id", Integer, primary_key=True)
@@ -99,6 +105,36 @@ agent_windows = Table(
     *_numbers(Double, "active_share", "mean"),
     Column("max", Double),
     *_numbers(BigInteger, "nonfinite"),
+)
+
+comparison_sources = Table(
+    "comparison_sources",
+    metadata,
+    _id(),
+    *_numbers(Integer, "model_version_id"),
+    *_text("kind", "baseline", "baseline_digest", "provider", "agent_id"),
+)
+
+comparisons = Table(
+    "comparisons",
+    metadata,
+    Column("source_id", Integer, primary_key=True),
+    _time("window_start", primary_key=True),
+    _time("window_end", primary_key=True),
+    *_numbers(BigInteger, *COMPARISON_COUNTS),
+)
+
+probe_comparisons = Table(
+    "probe_comparisons",
+    metadata,
+    Column("source_id", Integer, primary_key=True),
+    Column("probe_id", Integer, primary_key=True),
+    _time("window_start", primary_key=True),
+    _time("window_end", primary_key=True),
+    *_numbers(BigInteger, "n", "elements"),
+    *_numbers(Double, "signal", "power", "noise", "cross_sum", "max_abs_error"),
+    *_numbers(BigInteger, "mismatched", "nonfinite"),
+    *_numbers(ARRAY(BigInteger), "only_served_active", "only_baseline_active"),
 )
 
 ingest_keys = Table(
@@ -194,6 +230,7 @@ checks = Table(
     *_text("status", "note"),
     Column("layers", JSONB, nullable=False),
     Column("alarms", JSONB, nullable=False),
+    Column("comparisons", JSONB, nullable=False),
 )
 
 findings = Table(

@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Literal
 
 from agent.summary import Summary
+from agent.wire import Comparison
 from detector.batches import Batch
 from detector.design_effect import DesignEffect
 from detector.finding import Check
@@ -81,6 +82,16 @@ class Reference:
     """By layer; empty in listings."""
     effects: Mapping[str, DesignEffect] = field(default_factory=dict)
     """Design effects by layer; layers of references made before there were any are absent."""
+
+
+@dataclass(frozen=True, slots=True)
+class AgentComparison:
+    """What one agent compared with one baseline, summed over time; a holdout's newest run."""
+
+    source_id: int
+    agent_id: str
+    comparison: Comparison
+    """Its probes without counts by channel: `Store.channel_activity` has those."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -118,7 +118,7 @@ def try_lock(connection: Connection, version_id: int) -> bool:
 
 
 def probe_schema(connection: Connection) -> None:
-    """Raises StoreError where the newest table or view is not there."""
-    newest = "SELECT to_regclass('alert_timeline') IS NOT NULL AND to_regclass('alarm_states') IS NOT NULL"
+    """Raises StoreError where the newest view or the newest table is not there."""
+    newest = "SELECT to_regclass('paired_findings') IS NOT NULL AND to_regclass('alarm_states') IS NOT NULL"
     if not connection.execute(text(newest)).scalar_one():
         raise StoreError("the database has no reluscope schema, or an old one: run `reluscope migrate`")

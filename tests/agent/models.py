@@ -27,11 +27,12 @@ class Builder:
         self.weights.append(numpy_helper.from_array(values, name))
         return name
 
-    def conv(self, x: str, name: str, cin: int, cout: int, kernel: int = 3, stride: int = 1) -> str:
-        weight = self.weight(f"{name}_w", cout, cin, kernel, kernel, fan_in=cin * kernel * kernel)
+    def conv(self, x: str, name: str, cin: int, cout: int, kernel: int = 3, stride: int = 1, *, groups: int = 1) -> str:
+        fan_in = cin // groups * kernel * kernel
+        weight = self.weight(f"{name}_w", cout, cin // groups, kernel, kernel, fan_in=fan_in)
         bias = self.weight(f"{name}_b", cout, fan_in=200)
         pad = kernel // 2
-        return self.node("Conv", [x, weight, bias], name, strides=[stride] * 2, pads=[pad] * 4)
+        return self.node("Conv", [x, weight, bias], name, strides=[stride] * 2, pads=[pad] * 4, group=groups)
 
     def gemm(self, x: str, name: str, cin: int, cout: int) -> str:
         return self.node(

@@ -17,9 +17,10 @@ import tritonclient.http as triton
 from tritonclient.utils import InferenceServerException
 
 from agent.intake.catalog import ModelMetadata
-from agent.intake.http import build_app, serve
+from agent.intake.http import build_app
 from agent.intake.oip import Limits, TensorSpec, parse_request
 from agent.intake.queue import ByteQueue, Captured
+from agent.intake.server import serve
 from agent.metrics import AgentMetrics
 from agent.sampling import Sampler
 

@@ -10,7 +10,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 from click.testing import CliRunner
-from onnx import TensorProto, helper
+from onnx import TensorProto
 
 from agent.inspect_model import command
 from agent.instrument import Instrumented, InstrumentError, instrument, load
@@ -111,23 +111,6 @@ def test_one_nan_stays_in_its_channel() -> None:
     model = b.model({"image": ["N", 3, 8, 8]}, {b.node("Relu", ["image"], "relu"): 4})
     got = Replayer(instrument(model), threads=1, gpu_mem_limit=1 << 30).run({"image": image})["image"]
     assert np.argwhere(~np.isfinite(got.mean)).tolist() == [[2, 1]]
-
-
-def test_what_is_not_probed_is_named() -> None:
-    b = Builder()
-    x = b.node("Relu", [b.gemm("features", "fc", 4, 3)], "relu")
-    x = b.node("Tanh", [x], "squash")
-    body = helper.make_graph(
-        [helper.make_node("Relu", [x], ["inner"], name="inner_relu")],
-        "body",
-        [],
-        [helper.make_tensor_value_info("inner", TensorProto.FLOAT, None)],
-    )
-    b.weights.append(helper.make_tensor("yes", TensorProto.BOOL, [], [True]))
-    x = b.node("If", ["yes"], "branch", then_branch=body, else_branch=body)
-    reasons = {item.name: item.reason for item in instrument(b.model({"features": ["N", 4]}, {x: 2})).not_probed}
-    assert reasons["squash"] == "Tanh is not a rectifier"
-    assert reasons["inner_relu"] == "inside the body of If branch"
 
 
 def test_a_model_without_rectifier_is_refused() -> None:

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import threading
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
 from structlog.testing import capture_logs
 
+from agent import models as models_module
+from agent.capture.engine import Engine
+from agent.capture.settings import CaptureSettings
 from agent.metrics import AgentMetrics
-from agent.models import Models
+from agent.models import Models, be_nice
+from agent.replay import Device
 from agent.repository import RepositoryError, scan
+from tests.agent.capture.fakes import Gpu, GpuDevice, images
 from tests.agent.models import Builder, small_cnn
+
+VERSION_1 = {"model": "digits", "version": "1"}
 
 
 class Announced(list[tuple[str, str]]):
@@ -27,8 +37,8 @@ def put(root: Path, version: str, model: onnx.ModelProto | bytes) -> Path:
     return path
 
 
-def models(root: Path, announced: Announced, metrics: AgentMetrics | None = None) -> Models:
-    return Models(root, metrics or AgentMetrics(), announced, threads=1, gpu_mem_limit=1 << 30)
+def models(root: Path, announced: Announced, metrics: AgentMetrics | None = None, **settings: Any) -> Models:
+    return Models(root, metrics or AgentMetrics(), announced, CaptureSettings(Device(1, 1 << 30), **settings))
 
 
 def test_the_highest_version_is_served_and_announced_once(tmp_path: Path) -> None:
@@ -61,6 +71,20 @@ def test_the_same_content_written_again_is_no_deployment(tmp_path: Path) -> None
     put(tmp_path, "1", small_cnn(opset=18))
     served.refresh()
     assert len(announced) == 2
+
+
+def test_new_external_data_is_a_new_deployment(tmp_path: Path) -> None:
+    announced = Announced()
+    served = models(tmp_path, announced)
+    for seed in (0, 0, 1):
+        b = Builder(seed)
+        folder = tmp_path / "digits" / "1"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "weights").unlink(missing_ok=True)
+        made = b.model({"x": ["N", 64]}, {b.node("Relu", [b.gemm("x", "fc", 64, 64)], "relu"): 2})
+        onnx.save(made, folder / "model.onnx", save_as_external_data=True, size_threshold=64, location="weights")
+        served.refresh()
+    assert len(announced) == 2, "the model file is the same in all three, its weights in two"
 
 
 @pytest.mark.parametrize(
@@ -99,3 +123,98 @@ def test_a_removed_model_is_forgotten(tmp_path: Path) -> None:
 def test_a_missing_repository_is_named(tmp_path: Path) -> None:
     with pytest.raises(RepositoryError, match="no such folder"):
         scan(tmp_path / "none")
+
+
+def test_probes_left_out_are_announced_as_not_probed_and_odd_globs_are_said(tmp_path: Path) -> None:
+    announced = []
+    settings = CaptureSettings(Device(1, 1 << 30), probes=("relu[12]", "!relu1", "conv*"))
+    served = Models(tmp_path, AgentMetrics(), lambda *deployment: announced.append(deployment), settings)
+    put(tmp_path, "1", small_cnn())
+    with capture_logs() as logs:
+        served.refresh()
+    (_, _, instrumented, _) = announced[0]
+    assert [(probe.name, probe.position) for probe in instrumented.probes] == [
+        ("image", 0),
+        ("relu2", 2),
+        ("fc2_out", 4),
+    ]
+    left_out = {item.name for item in instrumented.not_probed if item.reason == "left out by --probes"}
+    assert left_out == {"relu1", "relu3"}
+    (warning,) = [entry for entry in logs if entry["event"] == "probes.unmatched"]
+    assert warning["globs"] == ["conv*"] and "relu3" in warning["names"]
+
+
+def test_a_choice_of_nothing_refuses_the_model(tmp_path: Path) -> None:
+    served = models(tmp_path, Announced(), probes=("!*",))
+    put(tmp_path, "1", small_cnn())
+    with capture_logs() as logs:
+        served.refresh()
+    assert [entry["event"] for entry in logs] == ["model.refused"]
+    assert "leaves nothing to observe" in logs[0]["reason"]
+
+
+def test_a_budget_is_timed_at_load_and_shown(tmp_path: Path) -> None:
+    metrics = AgentMetrics()
+    served = models(tmp_path, Announced(), metrics, overhead_budget=10.0, calibration_seconds=1.0)
+    put(tmp_path, "1", small_cnn())
+    served.refresh()
+    ratio = metrics.registry.get_sample_value("reluscope_agent_capture_overhead_ratio", VERSION_1)
+    assert ratio is not None and 1 < ratio < 11
+    assert metrics.registry.get_sample_value("reluscope_agent_probe_groups", VERSION_1) == 1
+    shutil.rmtree(tmp_path / "digits")
+    served.refresh()
+    assert metrics.registry.get_sample_value("reluscope_agent_probe_groups", VERSION_1) is None
+
+
+def test_stop_ends_the_timing_and_the_former_version_goes_on(tmp_path: Path) -> None:
+    served = models(tmp_path, Announced(), overhead_budget=0.1)
+    put(tmp_path, "1", small_cnn())
+    served.refresh()
+    put(tmp_path, "2", small_cnn())
+    looks = []
+
+    def stopped() -> bool:
+        looks.append(1)
+        return len(looks) > 4
+
+    served.refresh(stopped)
+    metadata = served.version("digits", None)
+    assert metadata is not None and metadata.version == "1"
+    served.refresh()
+    metadata = served.version("digits", None)
+    assert metadata is not None and metadata.version == "2", "it is no broken version"
+
+
+def test_giving_the_gpu_up_is_seen_in_metrics_and_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu, metrics = Gpu(room=4), AgentMetrics()
+    monkeypatch.setattr(models_module, "Engine", lambda *arguments: Engine(*arguments, build=gpu.build))
+    served = Models(tmp_path, metrics, Announced(), CaptureSettings(GpuDevice(1, 1 << 30)))
+    put(tmp_path, "1", small_cnn())
+    served.refresh()
+    value = metrics.registry.get_sample_value
+    assert value("reluscope_agent_gpu_fallback", {"model": "digits"}) == 0
+    assert value("reluscope_agent_out_of_memory_total", {"model": "digits"}) == 0
+    gpu.room = -1
+    version = served.served("digits")
+    assert version is not None
+    with capture_logs() as logs:
+        version.replayer.run(images(2))
+    assert value("reluscope_agent_gpu_fallback", {"model": "digits"}) == 1
+    assert value("reluscope_agent_out_of_memory_total", {"model": "digits"}) == 2
+    assert value("reluscope_agent_model_info", {**VERSION_1, "provider": "CPUExecutionProvider"}) == 1
+    assert value("reluscope_agent_model_info", {**VERSION_1, "provider": "CUDAExecutionProvider"}) is None
+    assert [entry["event"] for entry in logs] == ["replay.out_of_memory", "replay.out_of_memory", "replay.gpu_given_up"]
+
+
+def test_a_thread_is_never_made_less_nice() -> None:
+    levels = []
+
+    def thread() -> None:
+        for level in (3, 1):
+            be_nice(level)
+            levels.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+
+    worker = threading.Thread(target=thread)
+    worker.start()
+    worker.join()
+    assert levels[0] >= 3 and levels[1] == levels[0]

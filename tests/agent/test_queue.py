@@ -29,6 +29,18 @@ def test_refuses_the_new_when_full_of_bytes_or_items() -> None:
     assert queue.take(9, 0) == ["a", "c"]
 
 
+def test_refusals_are_counted_and_fill_is_of_what_is_scarcer() -> None:
+    queue: ByteQueue[str] = ByteQueue(max_bytes=100, max_items=4)
+    queue.offer("a", 10)
+    assert (queue.refused, queue.fill) == (0, 0.25)
+    queue.offer("b", 80)
+    assert queue.fill == 0.9
+    queue.offer("c", 11)
+    assert queue.refused == 1
+    queue.take(9, 0)
+    assert queue.fill == 0.0
+
+
 def test_take_waits_for_the_first_item_only() -> None:
     queue: ByteQueue[int] = ByteQueue(100, 10)
     start = time.monotonic()

@@ -37,6 +37,12 @@ def test_rate_can_be_changed() -> None:
     assert sampler.keep(b"a")
 
 
+def test_what_was_seen_and_kept_is_counted() -> None:
+    sampler = Sampler(0.5)
+    kept = sum(sampler.keep(b"%d" % i) for i in range(12))
+    assert (sampler.seen, sampler.kept) == (12, kept)
+
+
 @pytest.mark.parametrize("rate", [-0.1, 1.1, math.nan])
 def test_rate_is_a_share(rate: float) -> None:
     with pytest.raises(ValueError, match="share"):

@@ -20,6 +20,7 @@ from structlog.testing import capture_logs
 from agent.metrics import AgentMetrics
 from agent.outbox import Outbox
 from agent.transport import Publisher
+from agent.wire.codec import SCHEMA_VERSION
 from deploy.local.broker import Broker
 from deploy.local.ports import free_port
 
@@ -99,7 +100,8 @@ def test_everything_arrives_once_in_order_with_headers(
     assert [int(record.value) for record in records] == list(range(1, 252))
     assert {record.key for record in records} == {b"m@1"}
     epoch = b"%d" % outbox.boot_epoch
-    assert dict(records[4].headers) == {"agent": b"pod-1", "epoch": epoch, "seq": b"5", "schema": b"1"}
+    schema = b"%d" % SCHEMA_VERSION
+    assert dict(records[4].headers) == {"agent": b"pod-1", "epoch": epoch, "seq": b"5", "schema": schema}
     assert running.count("published_total") == 251
     assert running.count("last_publish_timestamp_seconds") == 77.0
     assert running.count("publish_errors_total") == 0

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.replay import Pooled
+from agent.pooled import Pooled
 from agent.windowing import Accumulator
 from agent.wire import Probe
 

@@ -40,6 +40,12 @@ def test_windows_survive_the_round_trip(values: np.ndarray) -> None:
     assert maxima.same_as(b.summary.max_histogram)
 
 
+def test_messages_of_the_first_schema_are_read() -> None:
+    raw = pb.Envelope.FromString(wire.encode(envelope(summarise(np.ones((5, 3))))))
+    raw.schema_version = 1
+    assert isinstance(wire.decode(raw.SerializeToString()).body, wire.Window)
+
+
 def test_deployments_survive_the_round_trip() -> None:
     body = wire.Deployment(
         5, (PROBE,), (wire.NotProbed("n", "Tanh", "Tanh is not a rectifier"),), "CPUExecutionProvider"
@@ -62,7 +68,7 @@ Damage = Callable[[pb.Envelope], object]
     [
         (lambda m: setattr(m, "schema_version", 99), "newer than"),
         (lambda m: setattr(m, "model", ""), "model is empty"),
-        (lambda m: m.ClearField("window"), "neither a window nor a deployment"),
+        (lambda m: m.ClearField("window"), "neither a window nor a deployment nor a comparison"),
         (lambda m: setattr(m.window, "end_unix_ms", 0), "no span of time"),
         (lambda m: m.window.probes[0].active.append(1), "entries"),
         (lambda m: m.window.probes[0].active.__setitem__(0, 999), "more requests than"),

@@ -27,9 +27,10 @@ import numpy as np
 
 from agent.instrument import instrument
 from agent.intake.catalog import ModelMetadata
-from agent.intake.http import build_app, serve
+from agent.intake.http import build_app
 from agent.intake.oip import Limits, TensorSpec, parse_request
 from agent.intake.queue import ByteQueue, Captured
+from agent.intake.server import serve
 from agent.intake.tensors import DTYPES
 from agent.metrics import AgentMetrics
 from agent.models import be_nice

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import numpy as np
 
 from agent.summary import Summary, from_pooled
-from agent.wire import Deployment, Envelope, Probe, ProbeWindow, Window
+from agent.wire import Comparison, Deployment, Envelope, Probe, ProbeComparison, ProbeKind, ProbeWindow, Window
 
 START = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)
@@ -67,6 +68,51 @@ def deployment(
 ) -> Envelope:
     body = Deployment(ms(at), tuple(probes), (), "CPUExecutionProvider")
     return Envelope(agent, epoch, seq, model, version, digest, body)
+
+
+def difference(
+    name: str = "conv1",
+    position: int = 1,
+    *,
+    n: int = 100,
+    sqnr_db: float = 30.0,
+    mismatched: int = 0,
+    served: Sequence[int] = (0, 0, 0, 0),
+    baseline: Sequence[int] = (0, 0, 0, 0),
+    kind: ProbeKind = "activation",
+) -> ProbeComparison:
+    """A layer that differs from the baseline by noise of a given strength."""
+    signal = 1000.0 * n
+    noise = 0.0 if sqnr_db == np.inf else signal / 10 ** (sqnr_db / 10)
+    return ProbeComparison(
+        Probe(name, "Relu", f"{name}_out", len(served) or None, 1, kind, position, kind == "activation"),
+        n=n,
+        elements=10 * n,
+        signal=signal,
+        power=signal + noise,
+        noise=noise,
+        cross=signal,
+        max_abs_error=noise**0.5 / 10,
+        mismatched=mismatched,
+        nonfinite=0,
+        only_served_active=np.array(served, np.int64),
+        only_baseline_active=np.array(baseline, np.int64),
+    )
+
+
+def compared(start: datetime = START, minutes: int = 1, **fields: Any) -> Comparison:
+    """A hundred requests on both sides, with the reference model unless told otherwise."""
+    n = fields.get("n", 100)
+    values: dict[str, Any] = {
+        "kind": "reference_model", "baseline": "reference.onnx", "baseline_digest": "r1",
+        "provider": "CUDAExecutionProvider", "n": n, "top1_n": n, "top1_agree": n, "probes": (difference(n=n),),
+    }  # fmt: skip
+    return Comparison(ms(start), ms(start + minutes * MINUTE), **values | fields)
+
+
+def comparing(seq: int, body: Comparison, *, agent: str = "agent-a", version: str = "1") -> Envelope:
+    """The message of a comparison."""
+    return Envelope(agent, 1, seq, "digits", version, "d1", body)
 
 
 def same(a: Summary, b: Summary) -> bool:

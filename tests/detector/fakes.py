@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -17,7 +17,7 @@ from detector.batches import Span
 from detector.design_effect import DesignEffect
 from detector.finding import Check
 from detector.layered import Layered
-from detector.store.types import Advance, AlarmState, ModelVersion, Origin, Reference
+from detector.store.types import Advance, AgentComparison, AlarmState, ModelVersion, Origin, Reference
 
 START = datetime(2026, 1, 31, 12, 0, tzinfo=UTC)
 WINDOW = timedelta(minutes=1)
@@ -36,6 +36,8 @@ class FakeStore:
     saved_checks: list[tuple[Check, dict[str, int]]] = field(default_factory=list)
     locked_elsewhere: set[int] = field(default_factory=set)
     superseded: set[int] = field(default_factory=set)
+    compared: dict[int, list[AgentComparison]] = field(default_factory=dict)
+    """By version; with counts by channel, unlike those of the real store."""
 
     def add_version(self, name: str, probes: list[Probe], at: datetime = START) -> ModelVersion:
         """Deploys a version of the model "digits" at a time."""
@@ -70,6 +72,17 @@ class FakeStore:
         inside = [s for span, s in self.windows[version_id] if start <= span.start and span.end <= end]
         names = dict.fromkeys(name for window in inside for name in window)
         return {name: reduce(merge, [window[name] for window in inside if name in window]) for name in names}
+
+    def comparisons(self, version_id: int, since: datetime, until: datetime) -> list[AgentComparison]:
+        return self.compared.get(version_id, [])
+
+    def channel_activity(
+        self, of: Sequence[AgentComparison], layer: str
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        items = [item for one in of for item in one.comparison.probes if item.probe.name == layer]
+        if not items:
+            return np.zeros(0, np.int64), np.zeros(0, np.int64)
+        return sum(i.only_served_active for i in items), sum(i.only_baseline_active for i in items)  # type: ignore[return-value]
 
     def reference(self, version_id: int) -> Reference | None:
         return next((one for one in reversed(self.saved_references) if one.version_id == version_id), None)

@@ -9,9 +9,12 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 
 from agent.summary import Summary, empty, from_pooled, merge
-from agent.wire import Probe
+from agent.wire import Probe, ProbeComparison
 from detector.finding import Cause, ChannelEvidence, Check, Finding, Test
-from detector.store import AlertRow, HistoryPoint, ModelVersion, Reference, Span, StoredCheck
+from detector.paired import PairedSettings, extended
+from detector.store import AgentComparison, AlertRow, HistoryPoint, ModelVersion, Reference, Span, StoredCheck
+from tests.detector import fakes
+from tests.detector.builders import compared, difference
 
 NOW = datetime(2026, 3, 14, 12, 0, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)
@@ -166,6 +169,40 @@ def story(kind: str, probes: Sequence[Probe] = PROBES, minutes: int = 90) -> Fak
         url = f"http://reluscope-detector:8500/runbooks/{name}/v1"
         cause, layer = ("dead_neurons", dead.name) if kind == "dead" else ("input_shift", probes[0].name)
         store.received.append(_alert(name, cause, layer, url))
+    return store
+
+
+def paired_story() -> FakeStore:
+    """A quantized version: conv2 lost its signal, accuracy fell, and one pod's GPU differs from the CPU."""
+    store = story("healthy")
+
+    def layers(n: int, *sqnr_db: float) -> tuple[ProbeComparison, ...]:
+        return tuple(
+            difference(
+                p.name, p.position, n=n, sqnr_db=value, kind=p.kind,
+                served=[2] * (p.channels or 1), baseline=[40 if c == 5 else 2 for c in range(p.channels or 1)],
+            )
+            for p, value in zip(PROBES, sqnr_db, strict=True)
+        )  # fmt: skip
+
+    cpu = compared(
+        NOW, kind="cpu_provider", baseline="CPUExecutionProvider", n=180, probes=layers(180, np.inf, 118, 112, 109, 104)
+    )
+    wrong = replace(cpu, mismatched=11, probes=tuple(replace(p, mismatched=11) for p in cpu.probes[3:]))
+    bodies = {
+        "pod-a": compared(NOW, n=312, top1_agree=281, probes=layers(312, np.inf, 34.2, 7.9, 6.4, 5.8)),
+        "pod-b": cpu,
+        "pod-c": wrong,
+        "pod-d": compared(
+            NOW, kind="holdout", baseline="holdout.npz", n=500, top1_agree=455, accuracy_n=500, served_correct=441,
+            baseline_n=500, baseline_correct=478, only_served_correct=2, only_baseline_correct=39,
+            probes=layers(500, np.inf, 33, 8.2, 6.8, 6.1),
+        ),
+    }  # fmt: skip
+    comparing = fakes.FakeStore()
+    comparing.layers[7] = list(PROBES)
+    comparing.compared[7] = [AgentComparison(i, agent, body) for i, (agent, body) in enumerate(bodies.items())]
+    store.done[-1] = extended(comparing, VERSION, PairedSettings(), NOW, store.done[-1])
     return store
 
 

@@ -14,7 +14,7 @@ from detector.ingest import Headers, IngestHandler, Record, RetryLater
 from detector.metrics import DetectorMetrics
 from detector.plausible import Implausible, check
 from detector.store import IngestResult, LostOwnership, StoreRefused, StoreUnavailable
-from tests.detector.builders import START, deployment, ms, probe, summary, window
+from tests.detector.builders import START, compared, comparing, deployment, difference, ms, probe, summary, window
 
 NOW = START + timedelta(minutes=5)
 
@@ -169,6 +169,10 @@ def with_summary(**changes: object) -> Envelope:
     return window(1, layers=("conv1",), content=replace(summary(), **changes))  # type: ignore[arg-type]
 
 
+def with_difference(**changes: object) -> Envelope:
+    return comparing(1, compared(probes=(replace(difference(), **changes),)))  # type: ignore[arg-type]
+
+
 def spanning(start_ms: int, end_ms: int) -> Envelope:
     return broken(body=Window(start_ms, end_ms, ()))
 
@@ -191,6 +195,15 @@ def spanning(start_ms: int, end_ms: int) -> Envelope:
         (with_summary(max=np.full(4, np.inf)), "min or max is not finite"),
         (with_summary(fraction_sum=np.full(4, 21.0)), "fraction_sum is outside"),
         (with_summary(nonfinite=np.full(4, 15)), "fraction_sum|active"),
+        (comparing(1, compared(START + timedelta(days=1))), "the comparison's start lies"),
+        (comparing(1, compared(START - timedelta(days=2), minutes=1500)), "the comparison spans 25 hours"),
+        (comparing(1, compared(baseline="b\0")), "baseline holds a NUL"),
+        (comparing(1, compared(n=1 << 41, probes=())), "requests in one comparison"),
+        (comparing(1, compared(accuracy_n=3)), "kind reference_model has labels"),
+        (with_difference(signal=1e201), "a sum of squares exceeds"),
+        (with_difference(elements=0), "sums without elements"),
+        (with_difference(cross=-2e5), "the product of both sides is larger"),
+        (with_difference(noise=5e5), "the difference is larger"),
     ],
 )
 def test_what_cannot_be_true_is_named(envelope: Envelope, text: str) -> None:
@@ -199,7 +212,11 @@ def test_what_cannot_be_true_is_named(envelope: Envelope, text: str) -> None:
 
 
 def test_what_is_true_passes() -> None:
-    for envelope in (window(1), deployment(2), window(1, START + timedelta(minutes=30))):
+    opposite = replace(difference(), cross=-1e5, power=1e5, noise=4e5)
+    silent = replace(difference(), elements=0, signal=0.0, power=0.0, noise=0.0, cross=0.0)
+    both = comparing(4, compared(probes=(opposite, replace(silent, probe=probe("fc1")))))
+    labelled = comparing(5, compared(kind="holdout", accuracy_n=100))
+    for envelope in (window(1), deployment(2), window(1, START + timedelta(minutes=30)), both, labelled):
         check(envelope, NOW)
 
 

@@ -13,10 +13,15 @@ from detector import resources
 from detector.migrate import command
 from detector.store import Store, StoreError
 from detector.store.migration import current, head, move
+from detector.store.partitions import PARTITIONED
 from detector.store.tables import metadata
-from tests.detector.builders import MINUTE, START, window
+from tests.detector.builders import MINUTE, START, compared, comparing, window
+from tests.detector.samples import NOW, check, finding
 
-VIEWS = {"layer_health", "dead_channels", "drift_findings", "alert_timeline"}
+VIEWS = {
+    "layer_health", "dead_channels", "drift_findings", "alert_timeline",
+    "model_comparisons", "probe_agreement", "paired_findings",
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -66,6 +71,29 @@ def test_tables_keep_their_data_when_views_go_and_come(url: str) -> None:
     assert relations(url, "r") | relations(url, "p") == {"alembic_version"}
 
 
+def test_comparisons_come_and_go_alone(url: str) -> None:
+    scripts = resources.migrations()
+    move(url, scripts)
+    store = Store(url)
+    store.ingest("t", 0, None, 2, [window(1), comparing(2, compared())])
+    found = store.model_version("digits", "1")
+    assert found is not None
+    store.save_check(check(found.id, finding("conv1"), finding("conv1", "hardware", "hardware_mismatch")), {})
+    assert move(url, scripts, "0002", down=True) == ("0004", "0002")
+    assert len(store.history(found.id, START, START + MINUTE)) == 2
+    with psycopg.connect(psycopg_url(url)) as connection:
+        # The release before has no name for them, and would show them as drift.
+        assert connection.execute("SELECT test FROM findings").fetchall() == [("dead",)]
+        assert connection.execute("SELECT count(*) FROM drift_findings").fetchone() == (0,)
+    with pytest.raises(StoreError, match="reluscope migrate"):
+        store.ping()
+    move(url, scripts)
+    store.ping()
+    assert store.comparisons(found.id, START, START + MINUTE) == []
+    assert [stored.check.comparisons for stored in store.checks(found.id, NOW, 9)] == [()]
+    store.close()
+
+
 def test_a_failing_step_changes_nothing(url: str) -> None:
     with psycopg.connect(psycopg_url(url)) as connection:
         connection.execute("CREATE TABLE alerts (mine text)")
@@ -86,7 +114,7 @@ def test_the_code_knows_the_tables_as_they_are(database_url: str) -> None:
             column.name for column in table.primary_key
         }
     tables = relations(database_url, "r") | relations(database_url, "p")
-    defaults = {"windows_default", "agent_windows_default"}
+    defaults = {f"{table}_default" for table in PARTITIONED}
     assert tables - defaults - {"alembic_version"} == set(metadata.tables)
     engine.dispose()
 

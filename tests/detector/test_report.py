@@ -24,7 +24,7 @@ from detector.report.command import command
 from detector.report.data import gather
 from detector.report.queries import queries
 from detector.store import Store
-from tests.detector.report_scenarios import MINUTE, NOW, PROBES, VERSION, FakeStore, activations, story
+from tests.detector.report_scenarios import MINUTE, NOW, PROBES, VERSION, FakeStore, activations, paired_story, story
 
 DAY = NOW - timedelta(days=1)
 
@@ -143,6 +143,38 @@ def test_is_one_file_with_headings_captions_and_texts_for_all_pictures() -> None
     assert all(a.get("scope") for a in outline.named("th"))
 
 
+def test_paired_replay_has_its_verdict_table_and_ratios() -> None:
+    page = build(paired_story())
+    assert verdict(page) == (
+        "Change found, critical: Hardware mismatch: fc1/relu: on pod-c (CUDAExecutionProvider) 11 of 180 requests "
+        "differ from CPUExecutionProvider beyond tolerance, first at this layer; on 1 other agent 0 of 180; "
+        "first seen 2026-03-14 11:58 UTC. Also found: quantization fault."
+    )
+    assert "conv2/relu: differs from reference.onnx</h3>" in page
+    assert "conv2/relu: differs from the reference model on holdout.npz</h3>" in page
+    assert page.count('class="card ') == 5
+    assert "channel 5: active only in the baseline in 40, only as served in 2 of 312 requests" in page
+    text = " ".join(re.sub(r"<[^>]+>", " ", page[page.index('id="paired"') :]).split())
+    assert "Reference model reference.onnx 1 312 90.1 % – – 5.8 dB logits" in text
+    assert "Labelled holdout holdout.npz 1 500 91 % 88.2 % 95.6 % – 6.1 dB logits" in text
+    assert "The same file on the CPU CPUExecutionProvider 2 360 100 % – 3.1 %" in text
+    charts = [a["aria-label"] for a in Outline(page).named("svg") if a["class"] == "ratio"]
+    assert charts == [
+        "image: ∞", "conv1/relu: 34.2 dB", "conv2/relu: 7.9 dB", "fc1/relu: 6.4 dB", "logits: 5.8 dB",
+    ]  # fmt: skip
+    assert len(Outline(page).named("caption")) == len(Outline(page).named("table"))
+
+
+def test_a_page_without_comparisons_does_not_mention_them() -> None:
+    assert "Paired replay</h2>" not in build(story("healthy", minutes=20))
+
+
+def test_comparisons_are_shown_also_where_they_found_nothing() -> None:
+    store = paired_story()
+    store.done[-1] = replace(store.done[-1], findings=(), status="ok")
+    assert "Labelled holdout" in build(store)
+
+
 def test_fifty_layers_fit_in_a_megabyte() -> None:
     def layer(position: int) -> Probe:
         return replace(PROBES[2], name=f"block{position}/relu", position=position, channels=16)
@@ -258,14 +290,16 @@ QUIET = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", ["dead", "shift", "healthy", "empty"])
+@pytest.mark.parametrize("kind", ["dead", "shift", "healthy", "paired", "empty"])
 def test_a_real_browser_shows_it_without_errors(chromium: str, tmp_path: Path, kind: str) -> None:
     page = tmp_path / "report.html"
-    page.write_text(build(FakeStore(layers=()) if kind == "empty" else story(kind)), "utf-8")
+    stores = {"empty": FakeStore(layers=()), "paired": paired_story()}
+    page.write_text(build(stores.get(kind) or story(kind)), "utf-8")
     shown = subprocess.run(
         [chromium, *QUIET, f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", page.as_uri()],
         capture_output=True, text=True, timeout=60, check=True,
     )  # fmt: skip
-    told = {"dead": "Dead neurons", "shift": "Input shift", "healthy": "No change found", "empty": "No data"}[kind]
+    told = {"dead": "Dead neurons", "shift": "Input shift", "healthy": "No change found", "empty": "No data",
+            "paired": "Hardware mismatch"}[kind]  # fmt: skip
     assert told in verdict(shown.stdout)
     assert "CONSOLE" not in shown.stderr

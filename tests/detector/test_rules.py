@@ -70,7 +70,10 @@ def test_rules_and_runbooks_use_metrics_that_are_exported() -> None:
 
 def test_rules_use_every_exported_verdict() -> None:
     text = rules.shipped()
-    for name in ("finding_channels", "finding_origin", "last_window_timestamp_seconds", "last_check_timestamp_seconds"):
+    for name in (
+        "finding_channels", "finding_origin", "last_window_timestamp_seconds", "last_check_timestamp_seconds",
+        "top1_agreement", "quantized_accuracy_delta", "mismatch_ratio",
+    ):  # fmt: skip
         assert f"reluscope_{name}" in text
 
 

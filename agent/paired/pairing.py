@@ -1,0 +1,242 @@
+"""A served model and its baseline, ready to run the same requests: sessions, matched probes, bounded fetches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agent import batching, wire
+from agent.batching import Tensors
+from agent.instrument import InstrumentError, instrument, open_model
+from agent.instrument.whole import WholeGraph
+from agent.models import Served
+from agent.paired.baselines import Baseline
+from agent.paired.batch import Batch, Outcome, compare_batch
+from agent.paired.errors import PairedError
+from agent.paired.groups import Group, plan
+from agent.paired.matching import Pair, Unmatched, compared_probes, match
+from agent.paired.settings import PairedSettings
+from agent.paired.side import Side
+from agent.paired.sums import Tolerance
+from agent.replay import Device, ReplayError, output_types
+from agent.repository import digest
+
+_CPU = "CPUExecutionProvider"
+_RUNS_PER_GROUP = 16
+"""Runs before the next group of probes is fetched, where they do not all fit: opening sessions takes long."""
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """What every comparison of a pairing says about itself; the window is filled in."""
+
+    kind: wire.BaselineKind
+    baseline: str
+    digest: str
+    provider: str
+
+    def blank(self, span: tuple[int, int]) -> wire.Comparison:
+        """A comparison of no requests in the window ``span`` (Unix milliseconds)."""
+        return wire.Comparison(*span, self.kind, self.baseline, self.digest, self.provider, 0)
+
+
+class Pairing:
+    """Runs requests on the served model and on its baseline. Belongs to one thread.
+
+    Sessions are opened by the first run, whose shapes say how large the activations are. Where not all of them fit
+    ``fetch_bytes``, each run compares one group of probes; `use` chooses which.
+    """
+
+    def __init__(
+        self,
+        served: Served,
+        baseline: Baseline | None,
+        settings: PairedSettings,
+        template: Template | None = None,
+    ) -> None:
+        """Loads and matches the models.
+
+        Args:
+            served: the served model.
+            baseline: None to run the served side alone, for its outputs.
+            settings: the bounds.
+            template: what the comparisons say; None to follow from ``baseline``.
+
+        Raises:
+            PairedError: one of the files cannot be used.
+        """
+        self._settings = settings
+        self._axes = served.instrumented.batch_axes
+        self._fixed = served.replayer.batch_size
+        self._elements = 0
+        self._group = 0
+        self._runs = 0
+        self.groups: tuple[Group, ...] = ()
+        self.too_large: tuple[str, ...] = ()
+        try:
+            self._served = Side(served.entry.path, served.digest, _device(settings, baseline))
+            graph = self._served.graph()
+            self._outputs = graph.outputs
+            checksum = ""
+            if baseline is None:
+                probes = compared_probes(served.instrumented.probes, graph.outputs)
+                self.pairs = tuple(Pair(probe, probe.tensor) for probe in probes if probe.tensor in graph.outputs)
+                self.unmatched: tuple[Unmatched, ...] = ()
+                self._baseline: Side | None = None
+            else:
+                self._baseline, checksum, self.pairs, self.unmatched = _match(served, graph, baseline, settings)
+        except (InstrumentError, ReplayError, OSError) as error:
+            raise PairedError("baseline_unusable", str(error)) from error
+        self.template = template or _template(served, baseline, checksum)
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The served model's float outputs, in order."""
+        return self._outputs
+
+    def prepare(self, inputs: Tensors) -> None:
+        """Plans the groups for inputs of these shapes and opens the current group's sessions; raises PairedError."""
+        elements = sum(value.size for value in inputs.values()) // max(batching.count(inputs, self._axes), 1)
+        if self.groups and elements <= self._elements:
+            return
+        pairs = self.pairs if self._baseline is not None else ()
+        tensors = [*self._outputs, *(pair.probe.tensor for pair in pairs)]
+        try:
+            sizes = self._served.sizes(list(dict.fromkeys(tensors)), inputs, self._axes)
+        except (InstrumentError, ReplayError, OSError) as error:
+            raise PairedError("run_failed", str(error)) from error
+        limit, batch = self._settings.fetch_bytes, self._settings.max_batch
+        if self._fixed is not None:  # a fixed batch cannot be cut: its requests share the limit
+            limit //= self._fixed
+        planned = plan(pairs, self._outputs, sizes, limit, batch)
+        self.groups, self.too_large, self._elements = planned.groups, planned.too_large, elements
+        self.use(0)
+
+    def use(self, group: int) -> None:
+        """Makes the group of this number, modulo their count, the one that is fetched; raises PairedError."""
+        self._group = group % len(self.groups)
+        pairs = self.groups[self._group].pairs
+        try:
+            self._served.open(list(dict.fromkeys([*self._outputs, *(pair.probe.tensor for pair in pairs)])))
+            if self._baseline is not None:
+                self._baseline.open(list(dict.fromkeys(pair.baseline_tensor for pair in pairs)))
+        except (InstrumentError, ReplayError, OSError) as error:
+            self.groups = ()  # the next run tries from the beginning
+            raise PairedError("run_failed", str(error)) from error
+        self.template = replace(self.template, provider=self._served.provider)
+        if self.template.kind == "cpu_provider" and self._served.provider == _CPU:
+            self.groups = ()
+            raise PairedError("run_failed", "onnxruntime put the served side on the CPU too; is the GPU's memory full?")
+
+    def advance(self) -> None:
+        """Goes on to the next group, where there are several."""
+        if len(self.groups) > 1:
+            self.use(self._group + 1)
+
+    def rotate(self) -> None:
+        """Goes on to the next group once the current one has had its share of runs."""
+        if self._runs >= _RUNS_PER_GROUP:
+            self._runs = 0
+            self.advance()
+
+    def run(
+        self,
+        inputs: Tensors,
+        span: tuple[int, int],
+        *,
+        labels: NDArray[np.int64] | None = None,
+        answers: Tensors | None = None,
+    ) -> Outcome:
+        """Compares requests, a few at a time.
+
+        Args:
+            inputs: arrays whose first axis is the requests.
+            span: the window that they belong to.
+            labels: shape (requests,).
+            answers: outputs of the server for these requests, where there is no baseline model.
+
+        Raises:
+            PairedError: a side cannot run them.
+        """
+        self.prepare(inputs)
+        self._runs += 1
+        requests = batching.count(inputs, self._axes)
+        step = self._fixed or self.groups[self._group].requests
+        blank = self.template.blank(span)
+        total = blank
+        misfits: dict[str, str] = {}
+        classes = 0
+        for start in range(0, requests, step):
+            stop = min(start + step, requests)
+            served, baseline = self._run_both(batching.cut(inputs, self._axes, start, stop), stop - start)
+            if answers is not None:
+                baseline = {name: value[start:stop] for name, value in answers.items()}
+            batch = Batch(stop - start, served, baseline, None if labels is None else labels[start:stop])
+            outcome = compare_batch(blank, self.pairs, self._outputs, batch, self._tolerance())
+            total = wire.merge(total, outcome.comparison)
+            misfits.update(outcome.misfits)
+            classes = outcome.classes
+        return Outcome(total, tuple(misfits.items()), classes)
+
+    def _run_both(self, part: Tensors, requests: int) -> tuple[Tensors, Tensors | None]:
+        if self._fixed is not None and requests < self._fixed:
+            part = batching.fill(part, self._axes, self._fixed)
+        try:
+            served = self._served.run(part)
+            baseline = self._baseline.run(part) if self._baseline is not None else None
+        except ReplayError as error:
+            raise PairedError("run_failed", str(error)) from error
+        shown = None if baseline is None else self._without_filling(baseline, requests)
+        return self._without_filling(served, requests), shown
+
+    def _without_filling(self, values: Tensors, requests: int) -> Tensors:
+        if self._fixed is None:
+            return values
+        return {name: value[:requests] if value.ndim else value for name, value in values.items()}
+
+    def _tolerance(self) -> Tolerance | None:
+        return self._settings.tolerance if self.template.kind in ("cpu_provider", "served_response") else None
+
+
+def _match(
+    served: Served, graph: WholeGraph, baseline: Baseline, settings: PairedSettings
+) -> tuple[Side, str, tuple[Pair, ...], tuple[Unmatched, ...]]:
+    same = baseline.path == served.entry.path
+    file = open_model(baseline.path)
+    size = sum(path.stat().st_size for path in (baseline.path, *file.external_files))
+    if size > settings.model_bytes:
+        raise PairedError("baseline_unusable", f"{baseline.path} has {size} bytes, more than {settings.model_bytes}")
+    checksum = served.digest if same else digest(baseline.path, file.external_files)
+    device = settings.device.on_cpu() if baseline.cpu_only else _device(settings, baseline)
+    side = Side(baseline.path, checksum, device)
+    if same:
+        other, probes = graph, served.instrumented.probes
+    else:
+        other = WholeGraph(file)
+        try:
+            probes = instrument(file, output_types).probes
+        except InstrumentError:  # no rectifiers that it knows: tensors still match by their names
+            probes = ()
+    if set(other.inputs) != set(graph.inputs):
+        raise PairedError(
+            "baseline_unusable",
+            f"{baseline.path} has inputs {sorted(other.inputs)}, the served model {sorted(graph.inputs)}",
+        )
+    pairs, unmatched = match(served.instrumented.probes, graph, probes, other)
+    if not pairs:
+        raise PairedError("baseline_unusable", f"{baseline.path}: none of its tensors matches a probe")
+    return side, checksum, pairs, unmatched
+
+
+def _device(settings: PairedSettings, baseline: Baseline | None) -> Device:
+    """Where the served side runs; it shares the memory limit with a baseline that runs there too."""
+    return settings.device if baseline is None or baseline.cpu_only else settings.device.sharing(2)
+
+
+def _template(served: Served, baseline: Baseline | None, checksum: str) -> Template:
+    provider = served.replayer.provider
+    if baseline is None:
+        return Template("served_response", "response", "", provider)
+    return Template(baseline.kind, baseline.label, checksum, provider)

@@ -1,0 +1,217 @@
+"""The paired loop: takes a trickle of what is replayed, runs it on served model and baselines, sends what differs."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+
+from agent.batching import Tensors
+from agent.intake.oip import OipError, parse_response
+from agent.metrics import AgentMetrics
+from agent.models import Served, be_nice
+from agent.paired.baselines import Baseline, cpu_of, reference_of
+from agent.paired.choice import Choice, Task
+from agent.paired.errors import PairedError
+from agent.paired.pairing import Pairing
+from agent.paired.settings import PairedSettings
+from agent.paired.windows import ComparisonWindows, Source
+from agent.sender import Sender
+from agent.wire import BaselineKind
+
+log = structlog.get_logger()
+_POLL_SECONDS = 0.25
+_LONGEST_REST_SECONDS = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Target:
+    """What a model's requests are compared with now."""
+
+    served: Served
+    baselines: tuple[Baseline, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    """A pairing and what it was made of; None where that failed."""
+
+    made_of: tuple[str, str, Baseline | None]
+    pairing: Pairing | None
+
+
+class Paired:
+    """Paired replay of one agent. `refresh` is called by the loop that watches the repository; all work is in `run`."""
+
+    def __init__(
+        self,
+        settings: PairedSettings,
+        sample_rate: float,
+        windows: ComparisonWindows,
+        sender: Sender,
+        metrics: AgentMetrics,
+        clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """``sample_rate`` is the agent's; the other arguments are as for `agent.worker.Worker`."""
+        self._settings = settings
+        self._windows = windows
+        self._sender = sender
+        self._metrics = metrics
+        self._clock_ms = clock_ms
+        self._targets: dict[str, _Target] = {}
+        self._loaded: dict[tuple[str, BaselineKind], _Loaded] = {}
+        self._left_out: dict[tuple[str, BaselineKind], dict[str, str]] = {}
+        self.choice = Choice(settings, sample_rate, metrics, self._has_baseline, monotonic)
+        """What intake and replay talk to."""
+
+    def refresh(self, served: Mapping[str, Served]) -> None:
+        """Looks for the baselines of the models that are served now. Called after each look at the repository."""
+        targets = {}
+        for model, item in list(served.items()):
+            baselines = []
+            if self._settings.rate > 0:
+                try:
+                    reference = reference_of(item.entry, self._settings.compare_previous)
+                except OSError as error:  # the version's folder is being removed
+                    log.warning("paired.repository_unreadable", model=model, reason=str(error))
+                    reference = None
+                baselines = [reference] if reference is not None else []
+                if item.replayer.provider != "CPUExecutionProvider":
+                    baselines.append(cpu_of(item.entry))
+            targets[model] = _Target(item, tuple(baselines))
+        self._targets = targets
+
+    def run(self, stop: threading.Event) -> None:
+        """Compares until stopped, within its duty cycle, then hands over the windows that are still open."""
+        be_nice(self._settings.nice)
+        duty = self._settings.duty_cycle
+        while not stop.is_set():
+            task = self.choice.take(_POLL_SECONDS)
+            begin = time.monotonic()
+            if task is not None:
+                self._process(task)
+            self._unload_gone()
+            self._send(self._windows.close(self._clock_ms()))
+            busy = time.monotonic() - begin if task is not None else 0.0
+            stop.wait(min(busy * (1 / duty - 1), _LONGEST_REST_SECONDS))
+        self.choice.close()
+        self._send(self._windows.drain())
+
+    def _has_baseline(self, served: Served) -> bool:
+        target = self._targets.get(served.entry.model)
+        return target is not None and bool(target.baselines)
+
+    def _process(self, task: Task) -> None:
+        target = self._targets.get(task.served.entry.model)
+        if target is None or target.served is not task.served:
+            self.choice.drop("model_gone")  # replaced while the request waited
+            return
+        if task.response is not None:
+            self._compare(task, "served_response", None)
+        else:
+            for baseline in target.baselines:
+                self._compare(task, baseline.kind, baseline)
+
+    def _compare(self, task: Task, kind: BaselineKind, baseline: Baseline | None) -> None:
+        entry = task.served.entry
+        try:
+            answers = self._answers(task) if task.response is not None else None
+            pairing = self._pairing(task.served, kind, baseline)
+            if pairing is None:
+                self._failed(entry.model, kind, "baseline_unusable")
+                return
+            if answers is not None and not answers.keys() & set(pairing.outputs):
+                raise PairedError("bad_response", f"it has none of the model's float outputs {list(pairing.outputs)}")
+            pairing.rotate()
+            outcome = pairing.run(task.inputs, self._windows.span(task.arrived_ms), answers=answers)
+        except OipError as error:
+            self._failed(entry.model, kind, "bad_response", f"{error.reason}: {error.message}")
+            return
+        except PairedError as error:
+            self._failed(entry.model, kind, error.reason, str(error))
+            return
+        except Exception:  # the next request may do better
+            log.exception("paired.failed", model=entry.model, version=entry.version, kind=kind)
+            self._failed(entry.model, kind, "internal")
+            return
+        comparison = outcome.comparison
+        source = Source(entry.model, entry.version, task.served.digest)
+        left_out = {item.probe: item.reason for item in pairing.unmatched} | dict(outcome.misfits)
+        left_out |= dict.fromkeys(pairing.too_large, "larger than --paired-fetch-mib")
+        left_out |= dict.fromkeys(self._windows.add(source, comparison), "its number of channels changes")
+        self._note_left_out(source, kind, left_out)
+        self._metrics.paired_requests_total.labels(entry.model, entry.version, kind).inc(comparison.n)
+        self._metrics.paired_mismatched_total.labels(entry.model, entry.version, kind).inc(comparison.mismatched)
+
+    def _note_left_out(self, source: Source, kind: BaselineKind, left_out: dict[str, str]) -> None:
+        """Counts the probes that are not compared, and logs them where they are not the same as before."""
+        self._metrics.paired_unmatched_probes.labels(source.model, kind).set(len(left_out))
+        if self._left_out.get((source.model, kind), {}) != left_out:
+            self._left_out[source.model, kind] = left_out
+            listing = [f"{probe}: {reason}" for probe, reason in sorted(left_out.items())]
+            log.warning("paired.left_out", model=source.model, version=source.version, kind=kind, probes=listing)
+
+    def _answers(self, task: Task) -> Tensors:
+        """The float outputs in the server's response; raises OipError or PairedError where it does not fit."""
+        response = task.response
+        if response is None:
+            raise PairedError("internal", "the task has no response")
+        parsed = parse_response(
+            response.body,
+            response.header_length,
+            task.served.metadata.outputs,
+            encoding=response.encoding,
+            limits=self._settings.limits,
+        )
+        if parsed.version is not None and parsed.version != task.served.entry.version:
+            raise PairedError("other_version", f"the response is version {parsed.version[:40]!r}'s")
+        for name, value in parsed.outputs.items():
+            if value.ndim == 0 or len(value) != task.requests:
+                raise PairedError(
+                    "bad_response", f"output {name!r} has shape {list(value.shape)} for {task.requests} requests"
+                )
+        return parsed.outputs
+
+    def _pairing(self, served: Served, kind: BaselineKind, baseline: Baseline | None) -> Pairing | None:
+        """The pairing, made when it is first needed; None where it cannot be made of these files."""
+        key, made_of = (served.entry.model, kind), (served.entry.version, served.digest, baseline)
+        loaded = self._loaded.get(key)
+        if loaded is not None and loaded.made_of == made_of:
+            return loaded.pairing
+        self._loaded.pop(key, None)  # first, so that old and new are not in memory together
+        try:
+            pairing = Pairing(served, baseline, self._settings)
+        except PairedError as error:
+            log.error("paired.unusable", model=key[0], version=served.entry.version, kind=kind, reason=str(error))
+            self._loaded[key] = _Loaded(made_of, None)
+            return None
+        self._loaded[key] = _Loaded(made_of, pairing)
+        log.info(
+            "paired.loaded",
+            model=key[0],
+            version=served.entry.version,
+            kind=kind,
+            baseline=pairing.template.baseline,
+            pairs=len(pairing.pairs),
+            unmatched=len(pairing.unmatched),
+        )
+        return pairing
+
+    def _unload_gone(self) -> None:
+        for key in [key for key in self._loaded if key[0] not in self._targets]:
+            del self._loaded[key]
+            self._left_out.pop(key, None)
+
+    def _failed(self, model: str, kind: str, reason: str, message: str | None = None) -> None:
+        self._metrics.paired_failed_total.labels(model, kind, reason).inc()
+        if message is not None:
+            log.warning("paired.failed", model=model, kind=kind, reason=reason, message=message)
+
+    def _send(self, closed: list[tuple[Source, Any]]) -> None:
+        for source, comparison in closed:
+            self._sender.comparison(source.model, source.version, source.digest, comparison)

@@ -1,0 +1,134 @@
+"""Where replay runs: which execution provider, with which options.
+
+CUDA's options, by onnxruntime's documentation (execution-providers/CUDA-ExecutionProvider):
+
+- ``gpu_mem_limit`` bounds the arena of one session, weights included; the CUDA context, cuDNN and cuBLAS come on top.
+- ``arena_extend_strategy=kSameAsRequested`` grows by what is asked for; the default doubles.
+- ``cudnn_conv_algo_search=HEURISTIC``: the default, EXHAUSTIVE, times every algorithm for every new shape, which makes
+  the first batches slow and takes the most memory.
+- No ``user_compute_stream`` is given: the provider then makes a non-blocking stream of its own for each session, so
+  that nothing waits on CUDA's default stream, nor makes others wait.
+- ``do_copy_in_default_stream`` stays 1. Its name misleads: "default" is the session's compute stream. 0 would copy on a
+  second stream and race with the arena's reuse of memory (onnxruntime issue 4829).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import onnxruntime as ort
+
+from agent.replay.errors import ReplayError
+
+Provider = Literal["auto", "cpu", "cuda", "tensorrt"]
+
+CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
+_NAMES: dict[str, str] = {"cpu": CPU, "cuda": CUDA, "tensorrt": TENSORRT}
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """Where sessions run and what each may take of it."""
+
+    threads: int
+    """CPU threads of one run."""
+    gpu_mem_limit: int
+    """Bytes of GPU memory for one session."""
+    provider: Provider = "auto"
+    """auto: CUDA where onnxruntime has it, else the CPU. TensorRT only where asked for: its engines take minutes."""
+    engine_cache: Path | None = None
+    """Folder for TensorRT's built engines, so that a restart does not build them again."""
+
+    @property
+    def has_gpu(self) -> bool:
+        """Whether sessions are to run on a GPU; raises ReplayError as `resolve` does."""
+        return resolve(self.provider) != CPU
+
+    def on_cpu(self) -> Device:
+        """The same, without the GPU."""
+        return replace(self, provider="cpu")
+
+    def sharing(self, sessions: int) -> Device:
+        """The same, for one of several sessions that keep the memory limit together."""
+        return replace(self, gpu_mem_limit=max(1, self.gpu_mem_limit // max(1, sessions)))
+
+
+def resolve(provider: Provider, available: Sequence[str] | None = None) -> str:
+    """The execution provider to ask onnxruntime for.
+
+    ``available`` are the providers that onnxruntime was built with, asked of it where not given. Raises ReplayError,
+    with what to install, where the provider is not among them.
+    """
+    if provider not in get_args(Provider):
+        raise ReplayError(f"no such provider: {provider!r}; there are {', '.join(get_args(Provider))}")
+    has = list(ort.get_available_providers() if available is None else available)
+    if provider == "auto":
+        return CUDA if CUDA in has else CPU
+    name = _NAMES[provider]
+    if name not in has:
+        raise ReplayError(
+            f"provider {provider} was asked for, but this onnxruntime has only {', '.join(has)}; "
+            "pip uninstall onnxruntime, then pip install 'reluscope[agent-gpu]' brings CUDA and TensorRT"
+        )
+    return name
+
+
+def with_options(name: str, device: Device) -> list[tuple[str, dict[str, str]]]:
+    """Providers with their options, in the order in which onnxruntime tries them."""
+    cuda = {
+        "gpu_mem_limit": str(device.gpu_mem_limit),
+        "arena_extend_strategy": "kSameAsRequested",
+        "cudnn_conv_algo_search": "HEURISTIC",
+        "do_copy_in_default_stream": "1",
+    }
+    tensorrt = {"trt_max_workspace_size": str(device.gpu_mem_limit)}
+    if device.engine_cache is not None:
+        tensorrt |= {
+            "trt_engine_cache_enable": "True",
+            "trt_engine_cache_path": str(device.engine_cache),
+            "trt_timing_cache_enable": "True",
+            "trt_timing_cache_path": str(device.engine_cache),
+        }
+    # What one provider has no kernel for goes to the next.
+    order: dict[str, list[tuple[str, dict[str, str]]]] = {
+        CPU: [(CPU, {})],
+        CUDA: [(CUDA, cuda), (CPU, {})],
+        TENSORRT: [(TENSORRT, tensorrt), (CUDA, cuda), (CPU, {})],
+    }
+    return order[name]
+
+
+def load_libraries(name: str) -> None:
+    """Loads CUDA and cuDNN from their wheels, where onnxruntime can and they are there; else the loader's paths serve.
+
+    Before the first session on a GPU.
+    """
+    preload = getattr(ort, "preload_dlls", None)
+    if name != CPU and preload is not None:
+        preload()
+
+
+def session_options(device: Device) -> Any:
+    """Options of a session that shares its machine with a server."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = device.threads
+    options.inter_op_num_threads = 1
+    # Spinning threads would burn the pod's CPU between batches.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = 3
+    # A memory pattern takes one block for all activations of a run beside the one that found the pattern out.
+    options.enable_mem_pattern = False
+    # One arena for all sessions, so that the groups of a model that take turns use the same memory.
+    _share_arena()
+    options.add_session_config_entry("session.use_env_allocators", "1")
+    return options
+
+
+@cache
+def _share_arena() -> None:
+    memory = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+    ort.create_and_register_allocator(memory, None)

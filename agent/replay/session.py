@@ -1,0 +1,174 @@
+"""One onnxruntime session on an instrumented model."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from agent import batching
+from agent.instrument import Instrumented, SessionModel
+from agent.pooled import Pooled
+from agent.replay.errors import DeviceError, replay_error
+from agent.replay.providers import CPU, Device, Provider, load_libraries, resolve, session_options, with_options
+
+_DATATYPES = {
+    "tensor(float)": "FP32",
+    "tensor(float16)": "FP16",
+    "tensor(double)": "FP64",
+    "tensor(bool)": "BOOL",
+    "tensor(string)": "BYTES",
+    "tensor(bfloat16)": "BF16",
+} | {f"tensor({sign}int{bits})": f"{sign.upper()}INT{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)}
+
+Tensors = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Port:
+    """An input or output of the served model; the datatype in Open Inference Protocol terms, -1 for free extents."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+
+
+class Replayer:
+    """An onnxruntime session on an instrumented model."""
+
+    def __init__(
+        self,
+        instrumented: Instrumented,
+        *,
+        threads: int,
+        gpu_mem_limit: int,
+        provider: Provider = "auto",
+        engine_cache: Path | None = None,
+    ) -> None:
+        """The arguments are those of `Device`.
+
+        Raises ReplayError where onnxruntime cannot load the model or lacks the provider, DeviceError where the device
+        does not work, OutOfMemory where the model does not fit there.
+        """
+        self._pooled = instrumented.pooled
+        self._batch_axes = instrumented.batch_axes
+        self._original = frozenset(instrumented.outputs)
+        names = dict.fromkeys(name for one in instrumented.pooled.values() for name in one.names)
+        self._fetched = [name for name in names if name not in instrumented.batch_axes]
+        self._session = open_session(instrumented, Device(threads, gpu_mem_limit, provider, engine_cache))
+        if not self._fetched:
+            self._fetched = list(instrumented.outputs)
+
+    @classmethod
+    def on(cls, device: Device, instrumented: Instrumented) -> Replayer:
+        """A session on a device; as the constructor."""
+        return cls(
+            instrumented,
+            threads=device.threads,
+            gpu_mem_limit=device.gpu_mem_limit,
+            provider=device.provider,
+            engine_cache=device.engine_cache,
+        )
+
+    @property
+    def provider(self) -> str:
+        """The execution provider in use, such as CUDAExecutionProvider."""
+        return str(self._session.get_providers()[0])
+
+    @property
+    def provider_options(self) -> dict[str, str]:
+        """The options that the provider in use works with, as onnxruntime reports them."""
+        return dict(self._session.get_provider_options()[self.provider])
+
+    @property
+    def inputs(self) -> tuple[Port, ...]:
+        return tuple(port_of(value) for value in self._session.get_inputs())
+
+    @property
+    def outputs(self) -> tuple[Port, ...]:
+        """The original model's outputs."""
+        return tuple(port_of(value) for value in self._session.get_outputs() if value.name in self._original)
+
+    @property
+    def batch_size(self) -> int | None:
+        """The only batch size the model takes; None where it is free."""
+        fixed = [port.shape[0] for port in self.inputs if port.shape and port.shape[0] > 0]
+        return fixed[0] if fixed else None
+
+    def run(self, inputs: Tensors, *, shrink: bool = False) -> dict[str, Pooled]:
+        """Pooled values by probe name for one batch.
+
+        A probe whose first axis turns out not to be the requests is left out. ``shrink`` gives the GPU memory that the
+        batch took back to the device. Raises ReplayError where onnxruntime refuses the batch, DeviceError where the
+        device fails, OutOfMemory where the batch is too large for it.
+        """
+        requests = batching.count(inputs, self._batch_axes)
+        try:
+            fetched = self._unbound(inputs) if self.provider == CPU else self._bound(inputs, shrink)
+        except Exception as error:  # onnxruntime's errors share no base class below Exception
+            raise replay_error("cannot run the batch", error) from error
+        values = inputs | dict(zip(self._fetched, fetched, strict=True))
+        read = {name: outputs.read(values, requests) for name, outputs in self._pooled.items()}
+        return {name: pooled for name, pooled in read.items() if pooled is not None}
+
+    def _unbound(self, inputs: Tensors) -> list[NDArray[Any]]:
+        fetched: list[NDArray[Any]] = self._session.run(self._fetched, inputs)
+        return fetched
+
+    def _bound(self, inputs: Tensors, shrink: bool) -> list[NDArray[Any]]:
+        """Inputs go to the device once, and only what is fetched comes back, at the end of the run."""
+        options = ort.RunOptions()
+        if shrink:
+            options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "gpu:0")
+        binding = self._session.io_binding()
+        for name, value in inputs.items():
+            if value.dtype.kind in "OSU":  # strings live on the CPU only, and cannot be bound
+                return self._unbound(inputs)
+            binding.bind_cpu_input(name, np.ascontiguousarray(value))
+        for name in self._fetched:
+            binding.bind_output(name, "cpu")
+        self._session.run_with_iobinding(binding, options)
+        fetched: list[NDArray[Any]] = binding.copy_outputs_to_cpu()
+        return fetched
+
+
+class _HasModel(Protocol):
+    def session_model(self) -> AbstractContextManager[SessionModel]: ...
+
+
+def open_session(model_of: _HasModel, device: Device) -> Any:
+    """An onnxruntime session on a device; raises ReplayError as `Replayer` does."""
+    name = resolve(device.provider)
+    load_libraries(name)
+    if device.engine_cache is not None and name != CPU:
+        device.engine_cache.mkdir(parents=True, exist_ok=True)
+    options = session_options(device)
+    try:
+        with model_of.session_model() as model:
+            for key, value in model.config.items():
+                options.add_session_config_entry(key, value)
+            # Without enable_fallback=0 onnxruntime prints to the terminal and turns to the CPU by itself.
+            session = ort.InferenceSession(
+                model.source, options, providers=with_options(name, device), enable_fallback=0
+            )
+    except Exception as error:  # as above
+        raise replay_error("cannot load the model", error) from error
+    # onnxruntime keeps the model's bytes for the fallback that is switched off: as much memory as the weights again.
+    session._model_bytes = None
+    if device.provider != "auto" and session.get_providers()[0] != name:
+        raise DeviceError(
+            f"onnxruntime has {name}, but it does not start here (the driver, CUDA, cuDNN or TensorRT is missing or "
+            f"of another version); it offers {', '.join(session.get_providers())}"
+        )
+    return session
+
+
+def port_of(value: Any) -> Port:
+    """What a session says of an input or output."""
+    shape = tuple(extent if isinstance(extent, int) and extent > 0 else -1 for extent in value.shape)
+    return Port(value.name, _DATATYPES.get(value.type, value.type), shape)

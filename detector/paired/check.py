@@ -1,0 +1,76 @@
+"""The paired part of a check: needs comparisons, but no reference of activations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime, timedelta
+from typing import Protocol
+
+from agent.summary.histogram import Ints
+from agent.wire import Probe
+from detector.finding import Cause, Check
+from detector.paired.groups import Group, PairedSettings, agreement, groups
+from detector.paired.mismatch import mismatch
+from detector.paired.quantization import quantization
+from detector.paired.verdict import Verdict, with_channels
+from detector.store.types import AgentComparison, ModelVersion
+
+
+class ComparisonStore(Protocol):
+    """The part of the store that paired checks need."""
+
+    def comparisons(self, version_id: int, since: datetime, until: datetime) -> list[AgentComparison]: ...
+    def channel_activity(self, of: Sequence[AgentComparison], layer: str) -> tuple[Ints, Ints]: ...
+    def probes(self, version_id: int) -> list[Probe]: ...
+
+
+def extended(
+    store: ComparisonStore, version: ModelVersion, settings: PairedSettings, now: datetime, check: Check
+) -> Check:
+    """``check`` with what the comparisons of the lookback say, and its status where they make findings."""
+    since = now - timedelta(seconds=settings.paired_seconds)
+    found = groups(store.comparisons(version.id, since, now))
+    if not found:
+        return check
+    verdicts = judge(found, _output(store.probes(version.id)), settings)
+    findings = tuple(
+        with_channels(one, *store.channel_activity(one.of, one.finding.layer), settings.paired_level)
+        for one in verdicts
+    )
+    return replace(
+        check,
+        status="findings" if findings else check.status,
+        findings=(*check.findings, *findings),
+        comparisons=tuple(agreement(group) for group in found),
+    )
+
+
+def judge(found: Sequence[Group], output: Probe, settings: PairedSettings) -> list[Verdict]:
+    """The verdicts on all groups; ``output`` is the layer to name where no compared layer explains a difference."""
+    references = [group.total.baseline for group in found if group.total.kind == "reference_model"]
+    verdicts: list[Verdict] = []
+    for group in found:
+        if group.total.kind in ("reference_model", "holdout"):
+            # A holdout's baseline is the labels' file; which model stood beside the served one, the others say.
+            models = references if group.total.kind == "holdout" else [group.total.baseline]
+            previous = bool(models) and not any(name.endswith(".onnx") for name in models)
+            cause: Cause = "model_change" if previous else "quantization_fault"
+            # Requests and holdout lose the same layers: behind the origin, each is told once.
+            told = {one.finding.layer for one in verdicts if one.finding.test == "quantization"}
+            verdicts += [
+                one
+                for one in quantization(group, cause, output, settings)
+                if one.finding.origin or one.finding.layer not in told
+            ]
+        elif group.total.kind == "cpu_provider":
+            verdicts += mismatch(group, "hardware", output, settings)
+        else:
+            verdicts += mismatch(group, "response", output, settings)
+    return verdicts
+
+
+def _output(probes: Sequence[Probe]) -> Probe:
+    """The model's last output: where a difference shows that no layer explains."""
+    outputs = [probe for probe in probes if probe.kind == "output"]
+    return (outputs or list(probes) or [Probe("output", "Output", "output", None, 1, "output", 0, False)])[-1]

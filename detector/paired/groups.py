@@ -1,0 +1,103 @@
+"""What paired verdicts are made from: the user's limits, and comparisons joined by baseline."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import reduce
+
+from agent.wire import Comparison, cosine, merge, sqnr_db
+from detector.finding import Agreement, ProbeAgreement
+from detector.store.types import AgentComparison
+
+
+@dataclass(frozen=True, slots=True)
+class PairedSettings:
+    """What the user decides about comparisons with a baseline."""
+
+    max_disagreement: float = 0.02
+    """Share of requests whose top-1 class may differ from the reference model's."""
+    max_accuracy_drop: float = 0.01
+    """Accuracy, as a share, that the served model may lose against the reference model."""
+    min_sqnr_db: float = 10.0
+    """Sound int8 layers have 20 to 40 dB; at 10 the error has a tenth of the signal's power, a cosine of about 0.95."""
+    min_compared: int = 50
+    """Requests from which on a low SQNR at an output alone is a finding."""
+    max_mismatch: float = 0.001
+    """Share of requests whose output may differ beyond the agent's tolerance."""
+    paired_level: float = 0.001
+    """Chance that a paired test of a check errs."""
+    paired_seconds: float = 3600.0
+    """Comparisons older than this are not looked at, a holdout's newest excepted."""
+
+    def __post_init__(self) -> None:
+        bounds = {
+            "max_disagreement": 0 <= self.max_disagreement < 1,
+            "max_accuracy_drop": 0 <= self.max_accuracy_drop < 1,
+            "min_sqnr_db": math.isfinite(self.min_sqnr_db),
+            "min_compared": self.min_compared >= 1,
+            "max_mismatch": 0 <= self.max_mismatch < 1,
+            "paired_level": 0 < self.paired_level < 1,
+            "paired_seconds": self.paired_seconds > 0,
+        }
+        wrong = [f"{name} = {getattr(self, name)}" for name, good in bounds.items() if not good]
+        if wrong:
+            raise ValueError(f"paired settings out of range: {', '.join(wrong)}")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Group:
+    """What all agents compared with one baseline."""
+
+    members: tuple[AgentComparison, ...]
+    total: Comparison
+
+    @property
+    def agents(self) -> tuple[str, ...]:
+        """Sorted."""
+        return tuple(sorted({one.agent_id for one in self.members}))
+
+
+def groups(comparisons: Sequence[AgentComparison]) -> list[Group]:
+    """By kind and baseline; only its newest file, where a baseline's name was used for several.
+
+    A holdout is the same requests for every agent: adding agents up would count them several times, so the newest run
+    on each execution provider stands for all.
+    """
+    found: dict[tuple[str, str, str], list[AgentComparison]] = {}
+    for one in comparisons:
+        body = one.comparison
+        provider = body.provider if body.kind == "holdout" else ""
+        found.setdefault((body.kind, body.baseline, provider), []).append(one)
+    made = []
+    for members in found.values():
+        newest = max(members, key=lambda one: (one.comparison.end_ms, one.comparison.start_ms, one.agent_id))
+        digest = newest.comparison.baseline_digest
+        same = [one for one in members if one.comparison.baseline_digest == digest]
+        made.append(joined([newest] if newest.comparison.kind == "holdout" else same))
+    return made
+
+
+def joined(members: Sequence[AgentComparison]) -> Group:
+    """Of comparisons with one baseline; raises ValueError where they are not."""
+    bodies = [one.comparison for one in members]
+    start, end = min(body.start_ms for body in bodies), max(body.end_ms for body in bodies)
+    provider = ", ".join(sorted({body.provider for body in bodies}))
+    alike = [replace(body, start_ms=start, end_ms=end, provider=provider) for body in bodies]
+    return Group(tuple(members), reduce(merge, alike))
+
+
+def agreement(group: Group) -> Agreement:
+    """What is kept of a group with the check."""
+    total = group.total
+    names = (
+        "kind", "baseline", "n", "top1_n", "top1_agree", "accuracy_n", "served_correct", "baseline_n",
+        "baseline_correct", "mismatched",
+    )  # fmt: skip
+    probes = tuple(
+        ProbeAgreement(item.probe.name, item.n, sqnr_db(item), cosine(item), item.mismatched)
+        for item in total.probes
+        if item.elements
+    )
+    return Agreement(agents=len(group.agents), probes=probes, **{name: getattr(total, name) for name in names})

@@ -1,0 +1,167 @@
+"""Comparisons of the served model with a baseline, added up by agent and window.
+
+Who compared with what is a *source*; its rows are narrow, and one bad pod or GPU can be found by its source. The caller
+of `merge_comparisons` holds the model versions' merge locks, so that adding to a row counts every message once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sqlalchemy import Connection, Integer, any_, insert, literal, select
+from sqlalchemy.dialects.postgresql import ARRAY, TIMESTAMP
+from sqlalchemy.dialects.postgresql import insert as upsert_into
+
+from agent.wire import Comparison, Envelope, Probe, ProbeComparison
+from detector.store.errors import StoreRefused
+from detector.store.merging import moment
+from detector.store.tables import COMPARISON_COUNTS, comparison_sources, comparisons, probe_comparisons, probes
+
+SourceKey = tuple[int, str, str, str, str, str]
+"""Model version's id, kind, baseline, digest, provider, agent."""
+_SOURCE = ("model_version_id", "kind", "baseline", "baseline_digest", "provider", "agent_id")
+SUMS = ("n", "elements", "signal", "power", "noise", "cross_sum", "mismatched", "nonfinite")
+_ARRAYS = ("only_served_active", "only_baseline_active")
+_PROBE_KEY = ("source_id", "probe_id", "window_start", "window_end")
+TIMES: Any = ARRAY(TIMESTAMP(timezone=True))
+
+
+def merge_comparisons(connection: Connection, batch: Sequence[tuple[int, Envelope]]) -> None:
+    """Adds all comparisons of a batch, each with its model version's id.
+
+    Raises StoreRefused where a layer has another width than before.
+    """
+    told = [(version_id, e.agent_id, e.body) for version_id, e in batch if isinstance(e.body, Comparison)]
+    if not told:
+        return
+    sources = _source_ids(connection, [_source_key(*one) for one in told])
+    layers = _probe_ids(connection, [(version_id, item) for version_id, _, body in told for item in body.probes])
+    totals: dict[tuple[int, datetime, datetime], dict[str, int]] = {}
+    parts: dict[tuple[int, int, datetime, datetime], dict[str, Any]] = {}
+    for version_id, agent_id, body in told:
+        source_id = sources[_source_key(version_id, agent_id, body)]
+        span = (moment(body.start_ms), moment(body.end_ms))
+        total = totals.setdefault((source_id, *span), dict.fromkeys(COMPARISON_COUNTS, 0))
+        for name in COMPARISON_COUNTS:
+            total[name] += getattr(body, name)
+        for item in body.probes:
+            key = (source_id, layers[version_id, item.probe.name], *span)
+            parts[key] = _added(parts[key], _row(item), item.probe.name) if key in parts else _row(item)
+    _write_totals(connection, totals)
+    if parts:
+        _write_parts(connection, parts)
+
+
+def _source_key(version_id: int, agent_id: str, body: Comparison) -> SourceKey:
+    return version_id, body.kind, body.baseline, body.baseline_digest, body.provider, agent_id
+
+
+def _source_ids(connection: Connection, keys: Iterable[SourceKey]) -> dict[SourceKey, int]:
+    wanted = sorted(set(keys))
+    statement = upsert_into(comparison_sources).on_conflict_do_nothing()
+    connection.execute(statement, [dict(zip(_SOURCE, key, strict=True)) for key in wanted])
+    table = comparison_sources.c
+    rows = connection.execute(select(comparison_sources).where(table.model_version_id.in_({key[0] for key in wanted})))
+    return {
+        (row.model_version_id, row.kind, row.baseline, row.baseline_digest, row.provider, row.agent_id): row.id
+        for row in rows
+    }
+
+
+def _probe_ids(connection: Connection, items: Sequence[tuple[int, ProbeComparison]]) -> dict[tuple[int, str], int]:
+    """Ids by (model version, layer). Unknown probes are made; how known ones are described is for windows to say."""
+    if not items:
+        return {}
+    table = probes.c
+    rows = connection.execute(
+        select(table.id, table.model_version_id, table.name, table.channels).where(
+            table.model_version_id.in_({version_id for version_id, _ in items})
+        )
+    )
+    ids: dict[tuple[int, str], int] = {}
+    widths: dict[tuple[int, str], int | None] = {}
+    for row in rows:
+        ids[row.model_version_id, row.name] = row.id
+        widths[row.model_version_id, row.name] = row.channels
+    fresh: dict[tuple[int, str], Probe] = {}
+    for version_id, item in items:
+        key, width = (version_id, item.probe.name), len(item.only_served_active) or None
+        known = widths.get(key)
+        if None not in (known, width) and known != width:
+            raise StoreRefused(f"layer {key[1]} has {width} channels here and {known} elsewhere in the same version")
+        widths[key] = known or width or item.probe.channels
+        if key not in ids:
+            fresh[key] = item.probe
+    if fresh:
+        names = ("name", "op", "tensor", "kind", "axis", "position", "exact_zero")
+        values = [
+            {"model_version_id": key[0], "channels": widths[key], **{name: getattr(probe, name) for name in names}}
+            for key, probe in fresh.items()
+        ]
+        made = connection.execute(insert(probes).returning(table.id, table.model_version_id, table.name), values)
+        ids.update({(row.model_version_id, row.name): row.id for row in made})
+    return ids
+
+
+def _row(item: ProbeComparison) -> dict[str, Any]:
+    names = {name: "cross" if name == "cross_sum" else name for name in (*SUMS, "max_abs_error", *_ARRAYS)}
+    return {column: getattr(item, name) for column, name in names.items()}
+
+
+def _added(a: dict[str, Any], b: dict[str, Any], layer: str) -> dict[str, Any]:
+    return {
+        **{name: a[name] + b[name] for name in SUMS},
+        "max_abs_error": max(a["max_abs_error"], b["max_abs_error"]),
+        **{name: plus(np.asarray(a[name], np.int64), np.asarray(b[name], np.int64), layer) for name in _ARRAYS},
+    }
+
+
+def plus(a: NDArray[np.int64], b: NDArray[np.int64], layer: str) -> NDArray[np.int64]:
+    """Counts by channel added up; a probe without channels adds nothing. Raises StoreRefused where widths differ."""
+    if not len(a) or not len(b):
+        return a if len(a) else b
+    if len(a) != len(b):
+        raise StoreRefused(f"layer {layer} has {len(a)} channels in one comparison and {len(b)} in another")
+    return a + b
+
+
+def _write_totals(connection: Connection, totals: dict[tuple[int, datetime, datetime], dict[str, int]]) -> None:
+    statement = upsert_into(comparisons)
+    statement = statement.on_conflict_do_update(
+        index_elements=["source_id", "window_start", "window_end"],
+        set_={name: comparisons.c[name] + statement.excluded[name] for name in COMPARISON_COUNTS},
+    )
+    rows = [
+        {"source_id": source_id, "window_start": start, "window_end": end, **counts}
+        for (source_id, start, end), counts in totals.items()
+    ]
+    connection.execute(statement, rows)
+
+
+def _write_parts(connection: Connection, parts: dict[tuple[int, int, datetime, datetime], dict[str, Any]]) -> None:
+    table = probe_comparisons.c
+    sources, starts = sorted({key[0] for key in parts}), sorted({key[2] for key in parts})
+    known = connection.execute(
+        select(probe_comparisons).where(
+            table.source_id == any_(literal(sources, ARRAY(Integer))),
+            table.window_start == any_(literal(starts, TIMES)),
+        )
+    )
+    for row in known.mappings():
+        key = (row["source_id"], row["probe_id"], row["window_start"], row["window_end"])
+        if key in parts:
+            parts[key] = _added(dict(row), parts[key], f"with id {row['probe_id']}")
+    statement = upsert_into(probe_comparisons)
+    values = (*SUMS, "max_abs_error", *_ARRAYS)
+    statement = statement.on_conflict_do_update(
+        index_elements=list(_PROBE_KEY), set_={name: statement.excluded[name] for name in values}
+    )
+    rows = [
+        {**dict(zip(_PROBE_KEY, key, strict=True)), **row, **{name: np.asarray(row[name]).tolist() for name in _ARRAYS}}
+        for key, row in parts.items()
+    ]
+    connection.execute(statement, rows)
