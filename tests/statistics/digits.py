@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from scipy.ndimage import rotate, uniform_filter
 
 from agent.instrument import instrument
-from agent.replay import Pooled, Replayer
+from agent.pooled import Pooled
+from agent.replay import Replayer
 from agent.wire import Probe
 from deploy.demo import cnn
 
@@ -52,7 +53,7 @@ class Camera:
         self.digits = cnn.load()
         instrumented = instrument(cnn.to_onnx(cnn.train(self.digits, epochs=epochs)))
         self.probes: tuple[Probe, ...] = instrumented.probes
-        self._replayer = Replayer(instrumented, threads=1, gpu_mem_limit=1 << 28)
+        self._replayer = Replayer(instrumented, threads=1, gpu_mem_limit=1 << 28, provider="cpu")
 
     def shoot(self, n: int, rng: np.random.Generator, what: Corruption | None = None) -> dict[str, Pooled]:
         """``n`` held-out pictures, drawn with replacement, corrupted and run through the instrumented network."""

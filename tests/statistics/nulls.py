@@ -14,6 +14,7 @@ from detector.bins import bin_count
 from detector.dead import dead
 from detector.drift import drift
 from detector.explosion import explosion
+from detector.paired.statistics import mcnemar
 from tests.statistics.draws import INDEPENDENT, Sessions, draw, part
 from tests.statistics.laws import COARSE, Law, at_omega, cells, hurdle, mixture, zeros_at
 from tests.statistics.product import Watch
@@ -76,6 +77,13 @@ def _watch(past: list[Summary], channels: int, n: int) -> Watch:
 
 def _dead(before: Law, now: Law, n0: int, n: int, channels: int, rng: np.random.Generator) -> Floats:
     return dead(draw(before, n0, channels, rng), draw(now, n, channels, rng)).p_value
+
+
+def _paired(before: Law, now: Law, n0: int, n: int, channels: int, rng: np.random.Generator) -> Floats:
+    """Requests that activate a channel on one side only: as many on either side. A law's zeros are those that agree."""
+    differ = (1 - before.shares[0]) / 2
+    one, other, _ = rng.multinomial(n, [differ, differ, 1 - 2 * differ], size=channels).T
+    return mcnemar(one, other)
 
 
 def _explosion(before: Law, now: Law, n0: int, n: int, channels: int, rng: np.random.Generator) -> Floats:
@@ -149,6 +157,9 @@ def _others() -> list[Null]:
         for zeros in (0.9, 0.97, 0.99)
         for n0, n in SIZES[:2]
     ]
+    for agree in (0.9, 0.99):
+        law, name = hurdle(agree), f"iid, {1 - agree:.0%} of requests differ"
+        found += [Null("paired (McNemar)", name, n, n, law, law, _paired) for n in (200, 3000)]
     for values in ("gamma", "heavy"):
         law = hurdle(0.5, values)
         found += [Null("explosion", f"iid, {values}", n0, n, law, law, _explosion) for n0, n in SIZES[:2]]

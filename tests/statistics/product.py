@@ -9,7 +9,7 @@ from functools import reduce
 import numpy as np
 from numpy.typing import ArrayLike
 
-from agent.replay import Pooled
+from agent.pooled import Pooled
 from agent.summary import Summary, from_pooled, merge
 from agent.summary.histogram import Floats
 from agent.wire import Probe
