@@ -7,12 +7,14 @@ independent. Tests divide their effective sample sizes by the design effect.
 
 With few windows the estimate is poor, so it is drawn towards 1 with the weight of `PRIOR` degrees of freedom, and its
 upper confidence bound is used: never below 1, 2.05 where a single window says nothing, 1.65 after three windows
-without any excess, 1.2 after twenty. Source: the quasi-likelihood of McCullagh and Nelder (1989), section 4.5.
+without any excess, 1.2 after twenty. Blocks of 2, 4, 8, ... windows are compared too: a mood of the traffic that lasts
+for many windows makes blocks differ by more than windows, and a stream of evidence as much slower.
+Sources: the quasi-likelihood of McCullagh and Nelder (1989), section 4.5; batch means for the long-run variance.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,6 +31,10 @@ CHANNEL_PRIOR = 40.0
 RISK = 0.1
 """One-sided chance that the upper bound of the layer's estimate is too low."""
 QUARTERS = 4
+LEVELS = 7
+"""Blocks of up to 64 windows."""
+MIN_BLOCKS = 4
+"""Blocks of neighbouring windows that must be there for their differences to count."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -58,35 +64,66 @@ def unknown(channels: int) -> DesignEffect:
 
 
 class Estimator:
-    """Takes in a layer's reference windows one by one, so that they need not be in memory together."""
+    """Takes in a layer's reference windows one by one, in order of time, so that they need not all be in memory."""
 
     def __init__(self, pooled: Summary) -> None:
         """``pooled`` is the reference itself: all the windows merged."""
         whole = pooled.mean_histogram
         self._n, self._whole, self._bins = pooled.n, whole, np.full(pooled.channels, QUARTERS, np.int64)
         self._cells = self._counts(pooled)
-        self._squares, self._count = np.zeros_like(self._cells), np.zeros(pooled.channels)
+        self._levels = [_Level(1 << power, self._cells.shape) for power in range(LEVELS)]
         self._windows = self._requests = 0
 
     def add(self, window: Summary) -> None:
         """Raises ValueError where the window has another number of channels."""
         if window.channels != len(self._cells):
             raise ValueError(f"a window has {window.channels} channels, its reference {len(self._cells)}")
-        n = window.finite
-        self._squares += self._counts(window) ** 2 / np.maximum(n, 1)[:, None]
-        self._count += n > 0
+        if not window.n:
+            return
         self._requests += window.n
-        self._windows += window.n > 0
+        self._windows += 1
+        counts, n = self._counts(window), window.finite.astype(np.float64)
+        for level in self._levels:
+            level.add(counts, n)
 
     def result(self) -> DesignEffect:
         """Of the windows so far; `unknown` where they are not the reference's requests, each once."""
-        if self._requests != self._n:
+        if self._requests != self._n or not self._windows:
             return unknown(len(self._cells))
-        return _of_table(self._cells, self._squares, self._count, self._windows, self._requests)
+        return _of_levels(self._cells, self._levels, self._windows, self._requests / self._windows)
 
     def _counts(self, summary: Summary) -> Floats:
         values = common_bins(self._whole, summary.mean_histogram, self._bins)[1]
         return np.column_stack([summary.mean_histogram.zeros, values]).astype(np.float64)
+
+
+class _Level:
+    """Sums over blocks of so many windows that follow each other."""
+
+    def __init__(self, size: int, shape: tuple[int, ...]) -> None:
+        self.size, self.blocks = size, 0
+        self.squares, self.n, self.used = np.zeros(shape), np.zeros(shape[0]), np.zeros(shape[0])
+        self._counts, self._requests, self._held = np.zeros(shape), np.zeros(shape[0]), 0
+
+    def add(self, counts: Floats, n: Floats) -> None:
+        self._counts += counts
+        self._requests += n
+        self._held += 1
+        if self._held == self.size:
+            self.squares += self._counts**2 / np.maximum(self._requests, 1)[:, None]
+            self.n += self._requests
+            self.used += self._requests > 0
+            self.blocks += 1
+            self._counts, self._requests, self._held = np.zeros_like(self._counts), np.zeros_like(self._requests), 0
+
+    def ratios(self, cells: Floats) -> tuple[Floats, Floats]:
+        """Pearson's statistic of blocks x cells per channel, and its degrees of freedom; ``cells`` are all counts."""
+        occupied = cells > 0
+        share = cells / np.maximum(cells.sum(axis=1), 1)[:, None]
+        # sum (x - n p)^2 / (n p) = sum x^2 / (n p) - N over all cells, as the shares sum to 1.
+        statistic = np.where(occupied, self.squares / np.where(occupied, share, 1), 0).sum(axis=1) - self.n
+        freedom = np.maximum(self.used - 1, 0) * np.maximum(occupied.sum(axis=1) - 1, 0)
+        return np.where(freedom > 0, statistic, 0.0), freedom
 
 
 def estimate(pooled: Summary, windows: Iterable[Summary]) -> DesignEffect:
@@ -97,27 +134,33 @@ def estimate(pooled: Summary, windows: Iterable[Summary]) -> DesignEffect:
     return estimator.result()
 
 
-def _of_table(cells: Floats, squares: Floats, count: Floats, seen: int, requests: int) -> DesignEffect:
-    """``squares``: per cell, the sum over windows of (cell's count)^2 / requests; ``count``: windows with requests."""
-    n = cells.sum(axis=1)
-    occupied = cells > 0
-    # sum (x - n p)^2 / (n p) = sum x^2 / (n p) - N, cell by cell with p the pooled share.
-    statistic = (np.where(occupied, squares / np.where(occupied, cells, 1), 0).sum(axis=1) * n) - n
-    freedom = np.maximum(count - 1, 0) * np.maximum(occupied.sum(axis=1) - 1, 0)
+def _of_levels(cells: Floats, levels: Sequence[_Level], windows: int, requests_per_window: float) -> DesignEffect:
+    statistic, freedom = levels[0].ratios(cells)
+    whole, known = _pooled(statistic, freedom)
+    layer = _upper(whole, known)
+    caution = layer / _drawn(whole, known)
+    values = (CHANNEL_PRIOR * layer + statistic) / (CHANNEL_PRIOR + freedom)
+    # Where windows resemble their neighbours, many say as little as few, and blocks differ by more than windows.
+    longer = max(
+        (caution * _drawn(*_pooled(*level.ratios(cells))) for level in levels[1:] if level.blocks >= MIN_BLOCKS),
+        default=layer,
+    )
+    values = np.maximum(np.maximum(layer, values) * max(1.0, longer / layer), 1.0)
+    return DesignEffect(values, whole, windows, requests_per_window)
+
+
+def _pooled(statistic: Floats, freedom: Floats) -> tuple[float, float]:
+    """The ratio over all channels, and degrees of freedom of one: they see the same requests, so know no more."""
     usable = freedom > 0
     if not usable.any():
-        whole, freedom_layer = 1.0, 0.0
-    else:
-        whole = float(statistic[usable].sum() / freedom[usable].sum())
-        # Channels see the same requests, so all of them together may know no more than one does.
-        freedom_layer = float(freedom[usable].mean())
-    layer = _upper(whole, freedom_layer)
-    own = (CHANNEL_PRIOR * layer + np.where(usable, statistic, 0)) / (CHANNEL_PRIOR + freedom)
-    values = np.maximum(np.maximum(layer, np.where(usable, own, layer)), 1.0)
-    return DesignEffect(values, whole, seen, requests / seen if seen else 0.0)
+        return 1.0, 0.0
+    return float(statistic[usable].sum() / freedom[usable].sum()), float(freedom[usable].mean())
+
+
+def _drawn(value: float, freedom: float) -> float:
+    return (PRIOR + freedom * value) / (PRIOR + freedom)
 
 
 def _upper(value: float, freedom: float) -> float:
     """The upper confidence bound of a variance ratio, drawn towards 1."""
-    drawn = (PRIOR + freedom * value) / (PRIOR + freedom)
-    return float(drawn * (PRIOR + freedom) / chi2.ppf(RISK, PRIOR + freedom))
+    return float(_drawn(value, freedom) * (PRIOR + freedom) / chi2.ppf(RISK, PRIOR + freedom))

@@ -70,3 +70,18 @@ def test_channels_without_variation_and_empty_windows_do_no_harm() -> None:
     assert np.isfinite(effect.values).all()
     with pytest.raises(ValueError, match="2 channels, its reference 3"):
         estimate(parts[0], [summarise(np.zeros((5, 2)))])
+
+
+@pytest.mark.parametrize(("memory", "least", "most"), [(0.0, 1.0, 1.6), (0.9, 2.5, 60.0)])
+def test_moods_that_outlast_windows_make_evidence_slower(memory: float, least: float, most: float) -> None:
+    """A share of zeros that wanders slowly: neighbours resemble each other, and forty windows are as few."""
+    found = []
+    for seed in range(6):
+        rng = np.random.default_rng(seed)
+        parts, mood = [], 0.0
+        for _ in range(40):
+            mood = memory * mood + np.sqrt(1 - memory**2) * rng.normal()
+            zeros = 0.5 + (0.06 * float(np.clip(mood, -3, 3)) if memory else 0.0)
+            parts.append(summarise(rectified(rng, 400, 8, zeros)))
+        found.append(float(np.median(estimate(reduce(merge, parts), parts).values)))
+    assert least <= np.median(found) <= most
