@@ -71,6 +71,12 @@ def mixture(laws: list[Law], weights: Floats) -> Law:
     return Law(first, laws[0].scale, shares)
 
 
+def day(swing: float = 0.5, waking: float = 0.2) -> list[Law]:
+    """A day in steps of two hours: brighter at noon by a factor of e^swing, and fewer zeros then."""
+    height = np.sin(2 * np.pi * np.arange(12) / 12)
+    return [hurdle(0.5 - waking * h, stretch=float(np.exp(swing * h)), scale=2) for h in height]
+
+
 def at_omega(omega: float, count: int, shape: str) -> Floats:
     """Shares at Cohen's omega from ``count`` equal ones: "alternating", or one of them "up" or "down"."""
     if shape == "alternating":

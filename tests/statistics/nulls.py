@@ -16,7 +16,7 @@ from detector.drift import drift
 from detector.explosion import explosion
 from detector.paired.statistics import mcnemar
 from tests.statistics.draws import INDEPENDENT, Sessions, draw, part
-from tests.statistics.laws import COARSE, Law, at_omega, cells, hurdle, mixture, zeros_at
+from tests.statistics.laws import COARSE, Law, at_omega, cells, day, hurdle, mixture, zeros_at
 from tests.statistics.product import Watch
 
 SIZES = [(800, 300), (1000, 3000), (20_000, 20_000)]
@@ -65,9 +65,9 @@ def _windowed(sessions: Sessions = INDEPENDENT) -> Test:
 
 def _any_hour(before: Law, now: Law, n0: int, n: int, channels: int, rng: np.random.Generator) -> Floats:
     """A window from some hour against a whole day's; the laws given are not used."""
-    day = _by_day(0.1, 0.05)
-    past = [draw(law, n, channels, rng) for law in day]
-    return _watch(past, channels, n).drift(draw(day[int(rng.integers(12))], n, channels, rng))
+    hours = day(0.1, 0.05)
+    past = [draw(law, n, channels, rng) for law in hours]
+    return _watch(past, channels, n).drift(draw(hours[int(rng.integers(len(hours)))], n, channels, rng))
 
 
 def _watch(past: list[Summary], channels: int, n: int) -> Watch:
@@ -101,18 +101,12 @@ def _equal_cells(n0: int, n: int, shape: str | None = None) -> Law:
     return cells(np.full(count, 1 / count) if shape is None else at_omega(TOLERATED, count, shape))
 
 
-def _by_day(swing: float = 0.5, waking: float = 0.2) -> list[Law]:
-    """A day in steps of two hours: brighter at noon, and fewer zeros then."""
-    height = np.sin(2 * np.pi * np.arange(12) / 12)
-    return [hurdle(0.5 - waking * h, stretch=float(np.exp(swing * h)), scale=2) for h in height]
-
-
 def _no_effect() -> list[Null]:
     laws = {f"iid, {zeros:.0%} zeros": hurdle(zeros) for zeros in (0.0, 0.5, 0.9, 0.99)}
     laws |= {"heavy tails, 50% zeros": hurdle(0.5, "heavy"), "heavy tails, 99% zeros": hurdle(0.99, "heavy")}
-    day = _by_day()
-    laws["diurnal, whole days"] = mixture(day, np.full(12, 1 / 12))
-    laws["diurnal, same hour"] = day[3]
+    hours = day()
+    laws["diurnal, whole days"] = mixture(hours, np.full(len(hours), 1 / len(hours)))
+    laws["diurnal, same hour"] = hours[3]
     laws |= {f"iid, {zeros:.0%} zeros, graded": hurdle(zeros, graded=True) for zeros in (0.0, 0.9)}
     return [
         Null("drift, no tolerance", name, n0, n, law, law, _drift(0.0))
@@ -132,8 +126,8 @@ def _correlated() -> list[Null]:
             ("sessions of 20, 50% zeros, graded", hurdle(0.5, graded=True, scale=COARSE), Sessions(20, 0.5)),
         ]
     ]
-    day = _by_day()[0]
-    return [*found, Null(test, "diurnal, any hour against a whole day", 2400, 200, day, day, _any_hour)]
+    noon = day()[0]
+    return [*found, Null(test, "diurnal, any hour against a whole day", 2400, 200, noon, noon, _any_hour)]
 
 
 def _tolerated() -> list[Null]:

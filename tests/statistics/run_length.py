@@ -18,7 +18,7 @@ from agent.summary.histogram import Floats
 from detector.drift import REFERENCE_RISK
 from detector.sequential import Evidence, advance
 from tests.statistics.draws import INDEPENDENT, Sessions, draw, part
-from tests.statistics.laws import Law, at_omega, cells, hurdle, stretch_at, zeros_at
+from tests.statistics.laws import Law, at_omega, cells, day, hurdle, stretch_at, zeros_at
 from tests.statistics.parallel import spread
 from tests.statistics.product import Watch
 from tests.statistics.rates import CONFIDENCE
@@ -26,7 +26,8 @@ from tests.statistics.scenarios import OMEGAS
 
 MODELS = 50
 """Simulated at once by one worker."""
-REFERENCE_WINDOWS = 10
+REFERENCE_WINDOWS = 12
+"""A day, where the hour matters."""
 LONG = 90 * 288.0
 """Windows of five minutes in the 90 days of the default budget."""
 
@@ -48,6 +49,8 @@ class Life:
     reference_risk: float = REFERENCE_RISK
     family: str = "drift"
     """Or "dead": which evidence is watched."""
+    daily: bool = False
+    """Windows follow the hours of a day over and over, instead of ``before`` and ``now``."""
     changed: int | None = None
     """Channels that follow ``now``; the others stay as they were. None: all."""
 
@@ -121,6 +124,7 @@ def quiet_lives() -> list[Life]:
             Life("iid, heavy tails", hurdle(0.0, "heavy"), hurdle(0.0, "heavy"), budget),
             Life("iid, ω = δ", cells(seven), tolerated, budget),
             Life("iid, 50% zeros at ω = δ", hurdle(0.5), hurdle(zeros_at(0.1, 0.5)), budget),
+            Life("diurnal, reference of a whole day", dense, dense, budget, daily=True),
             Life("sessions of 5, no zeros", dense, dense, budget, sessions=linked),
             Life("sessions of 5, 20 channels", dense, dense, budget, channels=20, sessions=linked),
             Life("sessions of 20, 50% zeros", hurdle(0.5), hurdle(0.5), budget, sessions=Sessions(20, 0.5)),
@@ -190,7 +194,9 @@ def _simulate(piece: _Piece) -> tuple[int, Floats]:
     """Alarms, and windows until each model's first."""
     life, rng = piece.life, np.random.default_rng(piece.seed)
     width = piece.models * life.channels
-    past = [draw(life.before, life.n, width, rng, life.sessions) for _ in range(REFERENCE_WINDOWS)]
+    hours = day(0.1, 0.05)
+    before, now = (hours, hours) if life.daily else ([life.before], [life.now])
+    past = [draw(before[i % len(before)], life.n, width, rng, life.sessions) for i in range(REFERENCE_WINDOWS)]
     spans = [slice(i * life.channels, (i + 1) * life.channels) for i in range(piece.models)]
     watch = Watch(
         reduce(merge, past),
@@ -203,7 +209,7 @@ def _simulate(piece: _Piece) -> tuple[int, Floats]:
     first, alarms = np.full(piece.models, np.inf), 0
     moved = np.arange(width) % life.channels < (life.channels if life.changed is None else life.changed)
     for number in range(1, piece.windows + 1):
-        e = watch.e_values(draw(life.now, life.n, width, rng, life.sessions), life.family)
+        e = watch.e_values(draw(now[number % len(now)], life.n, width, rng, life.sessions), life.family)
         if not moved.all():
             same = watch.e_values(draw(life.before, life.n, width, rng, life.sessions), life.family)
             e = np.where(moved, e, same)
