@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 ARGS ?=
 KEEP ?=
 
-.PHONY: help venv system demo test lint bench statistics report pins clean
+.PHONY: help venv system demo test lint bench peers statistics report pins clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -60,21 +60,33 @@ bench: $(VENV)/.dev ## Run every benchmark; the last line of each is JSON
 	  echo "== $$name"; $(BIN)/python -m "tests.bench.$$name"; \
 	done
 
-statistics: $(VENV)/.dev ## Calibrate the statistical tests: false alarms and power
-	$(BIN)/python -m pytest tests/statistics $(ARGS)
+# The libraries compared with need other versions of numpy than reluscope, and of each other's: two more environments.
+PEERS := .cache/peers
+
+$(PEERS)/%/.done: requirements/peers-%.txt | $(BIN)/python
+	@rm -rf $(@D) && $(PYTHON) -m venv $(@D)
+	@echo "installing $< into $(@D)"; $(@D)/bin/python -m pip --disable-pip-version-check install --quiet \
+	  --require-hashes -r $< >$(@D)/install.log 2>&1 || echo "failed, and said so in the tables: $(@D)/install.log" >&2
+	@touch $@
+
+peers: $(PEERS)/numpy1/.done $(PEERS)/numpy2/.done ## Install the libraries that reluscope is compared with
+
+statistics: $(VENV)/.dev peers ## Calibrate every test and compare with peers: 30 minutes, writes docs/calibration.md
+	$(BIN)/python -m tests.statistics $(ARGS)
 
 report: $(VENV)/.demo ## Write a drift report (ARGS='--model digits --output report.html')
 	$(BIN)/reluscope report $(ARGS)
 
 # Index settings of this machine stay out of the lock files.
 PIN := env -u PIP_FIND_LINKS -u PIP_INDEX_URL -u PIP_EXTRA_INDEX_URL CUSTOM_COMPILE_COMMAND='make pins' \
-  $(BIN)/pip-compile --quiet --generate-hashes --strip-extras --allow-unsafe --build-deps-for editable \
-  --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --no-emit-options \
-  --extra agent --extra detector --extra demo
+  $(BIN)/pip-compile --quiet --generate-hashes --strip-extras --allow-unsafe \
+  --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --no-emit-options
+EXTRAS := --build-deps-for editable --extra agent --extra detector --extra demo
 
 pins: $(VENV)/.dev ## Renew the hashes in requirements/ after a change of pyproject.toml (ARGS=--upgrade)
-	$(PIN) $(ARGS) --extra dev -o requirements/dev.txt pyproject.toml
-	$(PIN) $(ARGS) -c requirements/dev.txt -o requirements/demo.txt pyproject.toml
+	$(PIN) $(ARGS) $(EXTRAS) --extra dev -o requirements/dev.txt pyproject.toml
+	$(PIN) $(ARGS) $(EXTRAS) -c requirements/dev.txt -o requirements/demo.txt pyproject.toml
+	for set in numpy1 numpy2; do $(PIN) $(ARGS) -o requirements/peers-$$set.txt requirements/peers-$$set.in; done
 
 clean: ## Remove what the other targets made
 	rm -rf $(VENV) .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist out

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-REQUIREMENTS = ("requirements/demo.txt", "requirements/dev.txt")
+PRODUCT = ("requirements/demo.txt", "requirements/dev.txt")
+REQUIREMENTS = (*PRODUCT, "requirements/peers-numpy1.txt", "requirements/peers-numpy2.txt")
 REQUIRED = (
     "pyproject.toml",
     "README.md",
@@ -93,7 +94,7 @@ def test_every_requirement_is_pinned_with_hashes(name: str) -> None:
 
 
 def test_demo_packages_are_the_same_in_development() -> None:
-    demo, dev = (set(re.findall(r"(?m)^([a-z0-9._-]+==\S+)", (ROOT / name).read_text())) for name in REQUIREMENTS)
+    demo, dev = (set(re.findall(r"(?m)^([a-z0-9._-]+==\S+)", (ROOT / name).read_text())) for name in PRODUCT)
     assert demo - dev == set()
 
 
