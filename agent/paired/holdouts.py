@@ -90,8 +90,9 @@ class Holdouts:
             path, served.metadata.inputs, served.instrumented.batch_axes, self._settings.holdout_bytes
         )
         template = Template("holdout", HOLDOUT_FILE, holdout.digest, served.replayer.provider)
+        beside = "" if reference is None else reference.label
         try:
-            pairing = Pairing(served, reference, self._settings, template)
+            pairing = Pairing(served, reference, self._settings, replace(template, reference=beside))
         except PairedError as error:
             if reference is None:
                 raise

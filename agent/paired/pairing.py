@@ -36,10 +36,13 @@ class Template:
     baseline: str
     digest: str
     provider: str
+    reference: str = ""
+    """What runs beside the served model on a holdout."""
 
     def blank(self, span: tuple[int, int]) -> wire.Comparison:
         """A comparison of no requests in the window ``span`` (Unix milliseconds)."""
-        return wire.Comparison(*span, self.kind, self.baseline, self.digest, self.provider, 0)
+        blank = wire.Comparison(*span, self.kind, self.baseline, self.digest, self.provider, 0)
+        return replace(blank, reference=self.reference)
 
 
 class Pairing:

@@ -17,6 +17,8 @@ from detector.store.merging import moment
 from detector.store.tables import COMPARISON_COUNTS
 from detector.store.types import AgentComparison
 
+_NAMES = ("kind", "baseline", "baseline_digest", "reference", "provider")
+
 
 def read(connection: Connection, version_id: int, since: datetime, until: datetime) -> list[AgentComparison]:
     """See `Store.comparisons`."""
@@ -35,7 +37,7 @@ def read(connection: Connection, version_id: int, since: datetime, until: dateti
                 start_ms=_ms(row["window_start"]),
                 end_ms=_ms(row["window_end"]),
                 probes=tuple(items[row["source_id"]]),
-                **{name: row[name] for name in ("kind", "baseline", "baseline_digest", "provider", *COMPARISON_COUNTS)},
+                **{name: row[name] for name in (*_NAMES, *COMPARISON_COUNTS)},
             ),
         )
         for row in rows
@@ -86,7 +88,7 @@ _TOTALS = text(
         ) newest
         WHERE s.model_version_id = :id AND s.kind = 'holdout'
     )
-    SELECT s.id AS source_id, s.kind, s.baseline, s.baseline_digest, s.provider, s.agent_id,
+    SELECT s.id AS source_id, s.kind, s.baseline, s.baseline_digest, s.reference, s.provider, s.agent_id,
            min(c.window_start) AS window_start, max(c.window_end) AS window_end, {_ADDED_COUNTS}
     FROM picked c
     JOIN comparison_sources s ON s.id = c.source_id

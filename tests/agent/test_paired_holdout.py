@@ -91,6 +91,7 @@ def test_accuracy_of_served_and_reference_model(agent: Agent) -> None:
     assert isinstance(got, wire.Comparison)
     right, reference = served == labels, predicted(small_cnn(), inputs) == labels
     assert (got.kind, got.baseline, len(got.baseline_digest)) == ("holdout", "holdout.npz", 64)
+    assert got.reference == "reference.onnx"
     assert (got.n, got.accuracy_n, got.baseline_n) == (100, 100, 100)
     assert (got.served_correct, got.baseline_correct) == (right.sum(), 90)
     assert 0 < right.sum() < 90
@@ -125,8 +126,19 @@ def test_without_a_reference_there_is_accuracy_alone(agent: Agent) -> None:
     agent.models.refresh()
     got = agent.sent()[1]
     assert (got.accuracy_n, got.served_correct, got.baseline_n, got.top1_n, got.probes) == (33, 33, 0, 0, ())
+    assert got.reference == ""
     assert agent.value("validation_accuracy", model="digits", version="1") == 1.0
     assert agent.value("quantized_accuracy_delta", model="digits", version="1") is None
+
+
+def test_a_former_version_is_named_as_what_the_holdout_ran_against(tmp_path: Path) -> None:
+    agent = Agent(tmp_path, compare_previous=True)
+    save(agent.root / "digits" / "holdout.npz", image=images(5), labels=np.zeros(5, int))
+    agent.put("3", small_cnn())
+    agent.put("4", permuted(small_cnn()))
+    agent.models.refresh()
+    got = agent.sent()[1]
+    assert (got.baseline_n, got.reference) == (5, "3")
 
 
 def test_the_provider_is_the_one_that_ran_it(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,7 +155,8 @@ def test_an_unusable_reference_costs_the_delta_only(agent: Agent) -> None:
     agent.put("1", small_cnn())
     (agent.root / "digits" / "1" / "reference.onnx").write_bytes(b"no model")
     agent.models.refresh()
-    assert agent.sent()[1].accuracy_n == 5
+    got = agent.sent()[1]
+    assert (got.accuracy_n, got.reference) == (5, "")
     assert agent.value("paired_failed_total", model="digits", kind="holdout", reason="baseline_unusable") == 1
 
 

@@ -114,8 +114,20 @@ def test_a_model_without_classes_is_judged_by_its_outputs() -> None:
 def test_a_former_version_as_baseline_is_a_model_change() -> None:
     (finding, *_) = find(quantized(200, baseline="3"))
     assert (finding.cause, finding.alert) == ("model_change", "ReluscopeActivationDrift")
-    (_, _, labelled, *_) = find(quantized(200, baseline="3"), holdout(60, 0))
-    assert (labelled.details["kind"], labelled.cause) == ("holdout", "model_change")
+
+
+@pytest.mark.parametrize(("reference", "cause"), [("reference.onnx", "quantization_fault"), ("3", "model_change")])
+def test_a_holdout_says_itself_what_it_ran_against(reference: str, cause: str) -> None:
+    (finding,) = find(holdout(60, 0, reference=reference))
+    assert finding.cause == cause
+    # Requests that were compared with another baseline do not change that.
+    (*_, labelled) = find(quantized(300), holdout(60, 0, reference=reference, baseline_digest="h1"))
+    assert (labelled.details["kind"], labelled.cause) == ("holdout", cause)
+
+
+def test_a_holdout_against_a_former_version_names_it() -> None:
+    (finding,) = find(holdout(60, 0, reference="3"))
+    assert finding.summary.startswith("conv2: SQNR 7.0 dB against version 3 on holdout.npz over 312 requests")
 
 
 def test_requests_of_agents_add_up_but_runs_of_a_holdout_do_not() -> None:

@@ -148,6 +148,8 @@ def test_views_tell_ratios_and_differing_channels(store: Store, database_url: st
                 difference("same", 3, sqnr_db=np.inf)),
     )  # fmt: skip
     store.ingest("t", 0, None, 1, [comparing(1, body)])
+    assert query(database_url, "SELECT reference FROM model_comparisons") == [("reference.onnx",)]
+    assert read(store)["agent-a", "holdout"].comparison.reference == "reference.onnx"
     columns = "top1_agreement, accuracy, baseline_accuracy, accuracy_delta, mismatch_share, worst_layer, worst_sqnr_db"
     assert query(database_url, f"SELECT {columns} FROM model_comparisons") == [
         (0.95, 0.9, 0.93, -0.03, 0.02, "fc1", pytest.approx(8.1))
