@@ -223,7 +223,8 @@ _CHECK_HELP = {
     "min_compared": "Compared requests from which on a low SQNR at an output alone is a finding.",
     "max_mismatch": "Share of requests whose output may differ from the CPU's or the served one.",
     "paired_level": "Chance that a paired test of a check errs.",
-    "paired_seconds": "Comparisons older than this are not looked at, a holdout's newest excepted.",
+    "paired_seconds": "Comparisons older than this are not looked at.",
+    "holdout_seconds": "How long a holdout's result counts after agents said it last (--holdout-repeat-seconds).",
 }
 
 

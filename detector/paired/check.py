@@ -20,7 +20,9 @@ from detector.store.types import AgentComparison, ModelVersion
 class ComparisonStore(Protocol):
     """The part of the store that paired checks need."""
 
-    def comparisons(self, version_id: int, since: datetime, until: datetime) -> list[AgentComparison]: ...
+    def comparisons(
+        self, version_id: int, since: datetime, until: datetime, holdouts_since: datetime
+    ) -> list[AgentComparison]: ...
     def channel_activity(self, of: Sequence[AgentComparison], layer: str) -> tuple[Ints, Ints]: ...
     def probes(self, version_id: int) -> list[Probe]: ...
 
@@ -30,7 +32,8 @@ def extended(
 ) -> Check:
     """``check`` with what the comparisons of the lookback say, and its status where they make findings."""
     since = now - timedelta(seconds=settings.paired_seconds)
-    found = groups(store.comparisons(version.id, since, now))
+    holdouts_since = now - timedelta(seconds=settings.holdout_seconds)
+    found = groups(store.comparisons(version.id, since, now, holdouts_since))
     if not found:
         return check
     verdicts = judge(found, _output(store.probes(version.id)), settings)

@@ -20,9 +20,12 @@ from detector.store.types import AgentComparison
 _NAMES = ("kind", "baseline", "baseline_digest", "reference", "provider")
 
 
-def read(connection: Connection, version_id: int, since: datetime, until: datetime) -> list[AgentComparison]:
+def read(
+    connection: Connection, version_id: int, since: datetime, until: datetime, holdouts_since: datetime
+) -> list[AgentComparison]:
     """See `Store.comparisons`."""
-    rows = connection.execute(_TOTALS, {"id": version_id, "since": since, "until": until}).mappings().all()
+    about = {"id": version_id, "since": since, "until": until, "holdouts_since": holdouts_since}
+    rows = connection.execute(_TOTALS, about).mappings().all()
     if not rows:
         return []
     items: dict[int, list[ProbeComparison]] = {row["source_id"]: [] for row in rows}
@@ -74,7 +77,7 @@ def _ms(time: datetime) -> int:
 
 
 _ADDED_COUNTS = ", ".join(f"sum(c.{name})::bigint AS {name}" for name in COMPARISON_COUNTS)
-# A holdout is the same requests at every run: runs are never added up, the newest stands for its source.
+# A holdout is the same requests however often it is told: what was told last stands for its source.
 _TOTALS = text(
     f"""
     WITH picked AS (
@@ -83,7 +86,9 @@ _TOTALS = text(
           AND c.window_start >= :since AND c.window_start < :until AND c.window_end <= :until
         UNION ALL
         SELECT newest.* FROM comparison_sources s CROSS JOIN LATERAL (
-            SELECT * FROM comparisons h WHERE h.source_id = s.id AND h.window_end <= :until
+            SELECT * FROM comparisons h
+            WHERE h.source_id = s.id AND h.window_start >= :holdouts_since AND h.window_start < :until
+              AND h.window_end <= :until
             ORDER BY h.window_start DESC, h.window_end DESC LIMIT 1
         ) newest
         WHERE s.model_version_id = :id AND s.kind = 'holdout'

@@ -124,11 +124,13 @@ class Store:
 
     # Comparisons with a baseline
 
-    def comparisons(self, version_id: int, since: datetime, until: datetime) -> list[AgentComparison]:
-        """Per agent and baseline, summed over the windows inside [since, until]; of a holdout the newest run before
-        ``until``, however old. Without counts by channel."""
+    def comparisons(
+        self, version_id: int, since: datetime, until: datetime, holdouts_since: datetime
+    ) -> list[AgentComparison]:
+        """Per agent and baseline, summed over the windows inside [since, until]; of a holdout what was told last
+        between ``holdouts_since`` and ``until``. Without counts by channel."""
         with self._database.begin() as connection:
-            return comparison_reading.read(connection, version_id, since, until)
+            return comparison_reading.read(connection, version_id, since, until, holdouts_since)
 
     def channel_activity(
         self, of: Sequence[AgentComparison], layer: str

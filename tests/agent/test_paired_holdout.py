@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from agent.paired.holdout import HoldoutError, check_classes, read_holdout
 from agent.paired.holdouts import Holdouts
 from agent.replay import Device, FullSession
 from agent.sender import Sender
+from tests.agent.comparisons import same
 from tests.agent.models import Builder, small_cnn
 from tests.agent.paired import IMAGE, by_name, images, permuted, settings, with_weight
 
@@ -47,7 +49,8 @@ class Agent:
         self.stop = threading.Event()
         self.outbox = Outbox(tmp_path / "outbox.db", 1 << 24)
         sender = Sender(self.outbox, "pod-1", 1 << 20)
-        self.holdouts = Holdouts(settings(**changed), sender, self.metrics, self.stop)
+        self.now = 1_000_000
+        self.holdouts = Holdouts(settings(**changed), sender, self.metrics, self.stop, lambda: self.now)
         self.models = Models(
             self.root,
             self.metrics,
@@ -177,10 +180,46 @@ def test_it_runs_again_when_model_reference_or_holdout_change_and_not_else(agent
     assert [type(body) for body in agent.sent()] == [wire.Deployment, wire.Comparison]
     assert agent.value("validation_accuracy", model="digits", version="1") is None, "that version has gone"
     assert agent.value("validation_accuracy", model="digits", version="2") is not None
-    path.unlink()
+
+
+def test_a_result_is_told_again_while_its_files_are_there(tmp_path: Path) -> None:
+    agent = Agent(tmp_path, holdout_repeat_seconds=60)
+    path = save(agent.root / "digits" / "holdout.npz", image=images(5), labels=np.zeros(5, int))
+    agent.put("1", small_cnn())
+    agent.put("1", small_cnn(), "reference.onnx")
+    agent.models.refresh()
+    first = agent.sent()[1]
+    for passed, told in ((59_999, 0), (1, 1), (59_999, 0), (1, 1)):
+        agent.now += passed
+        agent.models.refresh()
+        again = agent.sent()
+        assert len(again) == told
+    (last,) = again
+    assert (last.start_ms, last.end_ms) == (agent.now, agent.now + 1)
+    assert same(replace(last, start_ms=first.start_ms, end_ms=first.end_ms), first)
+    save(path, image=images(5), labels=np.full(5, 7))  # no class of the model's
+    agent.models.refresh()
+    assert [body.n for body in agent.sent()] == [0], "what was told is of another file"
+    agent.now += 60_000
     agent.models.refresh()
     assert agent.sent() == []
-    assert agent.value("validation_accuracy", model="digits", version="2") is None
+
+
+def test_a_holdout_that_was_deleted_is_withdrawn(agent: Agent) -> None:
+    path = save(agent.root / "digits" / "holdout.npz", image=images(5), labels=np.zeros(5, int))
+    agent.put("1", small_cnn())
+    agent.models.refresh()
+    told = agent.sent()[1]
+    path.unlink()
+    agent.now += 1
+    agent.models.refresh()
+    (gone,) = agent.sent()
+    assert (gone.kind, gone.baseline, gone.baseline_digest) == ("holdout", "holdout.npz", told.baseline_digest)
+    assert (gone.n, gone.accuracy_n, gone.probes, gone.start_ms) == (0, 0, (), agent.now)
+    assert agent.value("validation_accuracy", model="digits", version="1") is None
+    agent.now += 10_000_000
+    agent.models.refresh()
+    assert agent.sent() == []
 
 
 def test_stopping_interrupts_it_and_sends_nothing(agent: Agent) -> None:

@@ -73,7 +73,9 @@ class FakeStore:
         names = dict.fromkeys(name for window in inside for name in window)
         return {name: reduce(merge, [window[name] for window in inside if name in window]) for name in names}
 
-    def comparisons(self, version_id: int, since: datetime, until: datetime) -> list[AgentComparison]:
+    def comparisons(
+        self, version_id: int, since: datetime, until: datetime, holdouts_since: datetime
+    ) -> list[AgentComparison]:
         return self.compared.get(version_id, [])
 
     def channel_activity(

@@ -110,12 +110,24 @@ def test_a_version_without_a_reference_gets_paired_verdicts(store: Store) -> Non
     }  # fmt: skip
 
 
-def test_comparisons_older_than_the_lookback_are_left_alone_but_for_the_holdout(store: Store) -> None:
+def test_comparisons_and_holdouts_count_for_a_limited_time_each(store: Store) -> None:
     fill(store)
     later = replace(window(9), body=window(9, NOW + 60 * MINUTE).body)
     store.ingest("t", 1, None, 1, [later])
     (done,) = run_all(store, CheckSettings(), NOW + 62 * MINUTE, {}, PairedSettings(paired_seconds=600))
     assert [(f.layer, f.details["kind"]) for f in done.findings] == [("logits", "holdout")]
+    brief = PairedSettings(paired_seconds=600, holdout_seconds=600)
+    (done,) = run_all(store, CheckSettings(), NOW + 62 * MINUTE, {}, brief)
+    assert (done.findings, done.comparisons) == ((), ())
+
+
+def test_a_withdrawn_holdout_stops_counting(store: Store) -> None:
+    fill(store)
+    gone = compared(START + MINUTE, kind="holdout", baseline="holdout.npz", n=0, probes=())
+    store.ingest("t", 1, None, 1, [comparing(9, gone)])
+    (done,) = run_all(store, CheckSettings(), NOW, RUNBOOKS)
+    assert "holdout" not in {one.kind for one in done.comparisons}
+    assert "holdout" not in {f.details.get("kind") for f in done.findings}
 
 
 def test_verdicts_are_exported(store: Store) -> None:
