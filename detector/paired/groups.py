@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from functools import reduce
 
 from agent.wire import Comparison, cosine, merge, sqnr_db
@@ -32,6 +33,11 @@ class PairedSettings:
     """Comparisons older than this are not looked at."""
     holdout_seconds: float = 10800.0
     """How long a holdout's result counts after an agent said it last: thrice `--holdout-repeat-seconds` of agents."""
+
+    @property
+    def lookback(self) -> timedelta:
+        """What is older says nothing of any kind."""
+        return timedelta(seconds=max(self.paired_seconds, self.holdout_seconds))
 
     def __post_init__(self) -> None:
         bounds = {

@@ -87,6 +87,11 @@ class Store:
         with self._database.begin() as connection:
             return versions.with_windows(connection, since)
 
+    def compared_versions(self, since: datetime) -> list[tuple[ModelVersion, datetime]]:
+        """Versions with a comparison that ends after ``since``, each with the end of its newest one."""
+        with self._database.begin() as connection:
+            return versions.with_comparisons(connection, since)
+
     def model_version(self, model: str, version: str | None) -> ModelVersion | None:
         """The newest of that name; ``version`` None: the newest of the model."""
         with self._database.begin() as connection:
