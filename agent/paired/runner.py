@@ -14,6 +14,7 @@ from agent.batching import Tensors
 from agent.intake.oip import OipError, parse_response
 from agent.metrics import AgentMetrics
 from agent.models import Served, be_nice
+from agent.paired.axes import place, request_axes
 from agent.paired.baselines import Baseline, cpu_of, reference_of
 from agent.paired.choice import Choice, Task
 from agent.paired.errors import PairedError
@@ -170,8 +171,10 @@ class Paired:
         )
         if parsed.version is not None and parsed.version != task.served.entry.version:
             raise PairedError("other_version", f"the response is version {parsed.version[:40]!r}'s")
+        axes, fixed = request_axes(task.served.instrumented), task.served.replayer.batch_size is not None
         for name, value in parsed.outputs.items():
-            if value.ndim == 0 or len(value) != task.requests:
+            found = place(value.shape, axes.get(name, 0) or 0, task.requests, fixed=fixed)
+            if value.ndim == 0 or (found is None and task.requests != 1):  # all of it is the one request's
                 raise PairedError(
                     "bad_response", f"output {name!r} has shape {list(value.shape)} for {task.requests} requests"
                 )
