@@ -26,7 +26,8 @@ from agent.wire import BaselineKind
 
 log = structlog.get_logger()
 _POLL_SECONDS = 0.25
-_LONGEST_REST_SECONDS = 5.0
+_REST_SECONDS = 5.0
+"""Of a long rest, after which windows that are due are sent, and what need not wait any longer is dropped."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,9 +100,17 @@ class Paired:
             self._unload_gone()
             self._send(self._windows.close(self._clock_ms()))
             busy = time.monotonic() - begin if task is not None else 0.0
-            stop.wait(min(busy * (1 / duty - 1), _LONGEST_REST_SECONDS))
+            self._rest(busy * (1 / duty - 1), stop)
         self.choice.close()
         self._send(self._windows.drain())
+
+    def _rest(self, seconds: float, stop: threading.Event) -> None:
+        """Does no comparing for so long, but what has to be done in time; returns early when stopped."""
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0 and not stop.wait(min(left, _REST_SECONDS)):
+            self.choice.expire()
+            self._unload_gone()
+            self._send(self._windows.close(self._clock_ms()))
 
     def _has_baseline(self, served: Served) -> bool:
         target = self._targets.get(served.entry.model)

@@ -21,6 +21,7 @@ from agent.intake.queue import Captured
 from agent.intake.tensors import TensorSpec
 from agent.metrics import PAIRED_DROP_REASONS, AgentMetrics
 from agent.outbox import Outbox
+from agent.paired import runner
 from agent.paired.runner import Paired
 from agent.paired.trickle import Trickle
 from agent.paired.windows import ComparisonWindows, Source
@@ -243,6 +244,55 @@ def test_both_halves_are_chosen_alike(tmp_path: Path) -> None:
     while agent.paired.choice.take(0) is not None:
         tasks += 1
     assert tasks + agent.dropped("queue_full") == waiting / 514
+
+
+class Clock(threading.Event):
+    """Time and the sign to stop in one: waiting for the sign passes the time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def wait(self, timeout: float | None = None) -> bool:
+        assert timeout is not None
+        assert timeout <= 5, "windows would be sent late"
+        self.now += timeout
+        return self.is_set()
+
+
+def test_the_duty_cycle_is_kept_however_long_a_comparison_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent = Agent(tmp_path, permuted(small_cnn()), duty_cycle=0.01)
+    agent.put_reference(small_cnn())
+    agent.refresh()
+    clock, begun = Clock(), []
+    monkeypatch.setattr(runner, "time", clock)
+
+    def process(_: object) -> None:
+        begun.append(clock.now)
+        clock.now += 3
+        if len(begun) == 2:
+            clock.set()
+
+    monkeypatch.setattr(agent.paired, "_process", process)
+    agent.offer(seed=1)
+    agent.offer(seed=2)
+    agent.paired.run(clock)
+    assert begun == pytest.approx([0, 300])
+
+
+def test_a_rest_ends_when_the_agent_stops(tmp_path: Path) -> None:
+    agent = Agent(tmp_path, permuted(small_cnn()), duty_cycle=0.001)
+    agent.put_reference(small_cnn())
+    agent.refresh()
+    agent.offer()
+    begin = time.monotonic()
+    agent.work(lambda: agent.compared("reference_model") == 1)
+    assert time.monotonic() - begin < 8
 
 
 def test_the_minute_and_the_queue_are_bounded(tmp_path: Path) -> None:
