@@ -271,6 +271,11 @@ ZEROS = np.zeros(4, np.int64)
         ({"image": np.ones((4, 1, 8, 9), "f4"), "labels": ZEROS}, r"the model wants \[-1, 1, 8, 8\]"),
         ({"image": np.ones((4, 64), "f4"), "labels": ZEROS}, r"the model wants \[-1, 1, 8, 8\]"),
         ({"image": np.ones((4, 1, 8, 8), "i8"), "labels": ZEROS}, "'image' is int64, the model wants float32"),
+        ({"image": np.full((4, 1, 8, 8), np.nan, "f4"), "labels": ZEROS}, "'image' has 256 elements that are NaN"),
+        (
+            {"image": np.full((4, 1, 8, 8), 1e300), "labels": ZEROS},
+            "'image' has 256 elements that are NaN or infinite as f",
+        ),
         ({"image": np.full((4, 1, 8, 8), None), "labels": ZEROS}, "not an .npz file of plain arrays"),
     ],
 )
