@@ -95,7 +95,9 @@ def _misfit(served: Sequence[int], baseline: Sequence[int], requests: int) -> st
     """Why two tensors are not compared."""
     if tuple(served) != tuple(baseline):
         return f"shape {list(served)} when served, {list(baseline)} in the baseline"
-    if 0 in served or not served:
+    if not served:
+        return "a single number says nothing of one request"
+    if 0 in served:
         return f"shape {list(served)} has nothing to compare"
     return f"shape {list(served)} has no axis of the {requests} requests: it is compared for requests that come alone"
 

@@ -123,8 +123,8 @@ def _input(path: Path, spec: TensorSpec, array: NDArray[Any] | None, axis: int |
     with np.errstate(over="ignore"):
         values = array.astype(dtype, copy=False)
     if dtype.kind == "f" and not np.isfinite(values).all():
+        wrong = int((~np.isfinite(values)).sum())
         raise HoldoutError(
-            f"{path}: {spec.name!r} has {int((~np.isfinite(values)).sum())} elements that are NaN or infinite as {dtype}; "
-            "leave these examples out"
+            f"{path}: {spec.name!r} has {wrong} elements that are NaN or infinite as {dtype}; leave these examples out"
         )
     return values

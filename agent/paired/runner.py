@@ -163,6 +163,9 @@ class Paired:
         self._metrics.paired_unmatched_probes.labels(source.model, kind).set(len(left_out))
         if self._left_out.get((source.model, kind), {}) != left_out:
             self._left_out[source.model, kind] = left_out
+            if not left_out:
+                log.info("paired.all_compared", model=source.model, version=source.version, kind=kind)
+                return
             listing = [f"{probe}: {reason}" for probe, reason in sorted(left_out.items())]
             log.warning("paired.left_out", model=source.model, version=source.version, kind=kind, probes=listing)
 

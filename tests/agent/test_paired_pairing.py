@@ -14,11 +14,13 @@ from agent.instrument import InstrumentError, instrument
 from agent.instrument.whole import WholeGraph
 from agent.models import Served
 from agent.paired.baselines import Baseline, cpu_of, reference_of
+from agent.paired.batch import Batch, compare_batch
 from agent.paired.errors import PairedError
 from agent.paired.groups import plan
 from agent.paired.matching import Pair
 from agent.paired.pairing import Pairing
 from agent.replay import FullSession
+from tests.agent.comparisons import comparison
 from tests.agent.models import Builder, small_cnn
 from tests.agent.paired import (
     SPAN,
@@ -102,6 +104,27 @@ def test_tokens_are_compared_one_request_at_a_time(tmp_path: Path) -> None:
     (item,) = pairing.run({"tokens": tokens}, SPAN).comparison.probes
     assert (item.probe.name, item.n, item.elements) == ("relu1", 1, 5 * 12)
     assert len(item.only_served_active) == 12
+
+
+@pytest.mark.parametrize(
+    ("served", "baseline", "reason"),
+    [
+        ((3, 4), (3, 5), "shape [3, 4] when served, [3, 5] in the baseline"),
+        (
+            (1, 16, 4),
+            (1, 16, 4),
+            "shape [1, 16, 4] has no axis of the 3 requests: it is compared for",
+        ),
+        ((3, 0), (3, 0), "shape [3, 0] has nothing to compare"),
+        ((), (), "a single number says nothing of one request"),
+    ],
+)
+def test_why_two_tensors_are_not_compared(served: tuple[int, ...], baseline: tuple[int, ...], reason: str) -> None:
+    pair = Pair(wire.Probe("relu", "Relu", "t", None, 1, "activation", 1, True), "b")
+    batch = Batch(3, {"t": np.zeros(served)}, {"b": np.zeros(baseline)})
+    ((name, said),) = compare_batch(comparison(probes=()), [pair], [], batch, None).misfits
+    assert name == "relu"
+    assert said.startswith(reason)
 
 
 def test_external_weights_are_read_from_beside_the_model(tmp_path: Path) -> None:

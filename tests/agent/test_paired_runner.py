@@ -387,6 +387,19 @@ def test_unmatched_probes_are_logged_and_counted(tmp_path: Path) -> None:
     assert agent.value("paired_unmatched_probes", model="digits", kind="reference_model") == 1
 
 
+def test_once_all_probes_are_compared_again_nothing_is_warned_of(tmp_path: Path) -> None:
+    agent = Agent(tmp_path, small_cnn())
+    source = Source("digits", "2", "d")
+    with capture_logs() as logs:
+        for left_out in ({}, {"relu2": "why"}, {"relu2": "why"}, {}, {}):
+            agent.paired._note_left_out(source, "reference_model", left_out)
+    assert [(entry["event"], entry["log_level"], entry.get("probes")) for entry in logs] == [
+        ("paired.left_out", "warning", ["relu2: why"]),
+        ("paired.all_compared", "info", None),
+    ]
+    assert agent.value("paired_unmatched_probes", model="digits", kind="reference_model") == 0
+
+
 def test_an_activation_beyond_the_limit_is_logged_and_counted(tmp_path: Path) -> None:
     agent = Agent(tmp_path, small_cnn(), fetch_bytes=2500)
     agent.put_reference(small_cnn())
