@@ -90,6 +90,12 @@ class Instrumented:
         return self.cost.elements
 
     @property
+    def request_axes(self) -> Mapping[str, int]:
+        """By probe name: the axis of the probed tensor's requests; probes whose rows are tokens are not there."""
+        layouts = {item.probe.name: item.source.layout for item in self._chosen}
+        return {name: layout.requests for name, layout in layouts.items() if not layout.tokens}
+
+    @property
     def weight_bytes(self) -> int:
         """About how much memory one session takes for its weights."""
         return self.file.size
