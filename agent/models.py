@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -50,8 +51,14 @@ class Models:
         settings: CaptureSettings,
         *,
         on_refreshed: Callable[[Mapping[str, Served]], None] = lambda served: None,
+        settle_seconds: float = 5.0,
     ) -> None:
-        """``on_refreshed`` is called after every look at the repository, in the thread that watches it."""
+        """``on_refreshed`` is called after every look at the repository, in the thread that watches it.
+
+        A file that cannot be used is not refused before it has been left alone for ``settle_seconds``: until then it
+        may be one that is being copied.
+        """
+        self._settle_seconds = settle_seconds
         self._root = root
         self._metrics = metrics
         self._on_deployment = on_deployment
@@ -118,13 +125,24 @@ class Models:
         except Stopped:
             return
         except (InstrumentError, ChoiceError, ReplayError, OSError) as error:
-            self._refused[entry.model] = entry
-            self._metrics.rejected_total.labels(entry.model, "model_unusable").inc()
-            log.error("model.refused", model=entry.model, version=entry.version, reason=str(error))
+            self._refuse(entry, str(error))
+            return
+        except Exception as error:  # whatever is wrong with one model may not keep the others from being followed
+            log.exception("model.failed", model=entry.model, version=entry.version)
+            self._refuse(entry, f"{type(error).__name__}: {error}")
             return
         metadata = ModelMetadata(entry.model, entry.version, True, _specs(replayer.inputs), _specs(replayer.outputs))
         self._swap(Served(entry, checksum, observed, replayer, metadata, gauges), calibration)
         self._say(entry, calibration, observed, replayer)
+
+    def _refuse(self, entry: Entry, reason: str) -> None:
+        changed_seconds_ago = time.time() - entry.stamp[0] / 1e9
+        if changed_seconds_ago < self._settle_seconds:
+            log.info("model.incomplete", model=entry.model, version=entry.version, reason=reason)
+            return  # it may still be being copied: it is tried again at the next look
+        self._refused[entry.model] = entry
+        self._metrics.rejected_total.labels(entry.model, "model_unusable").inc()
+        log.error("model.refused", model=entry.model, version=entry.version, reason=reason)
 
     def _swap(self, served: Served, calibration: Calibration) -> None:
         entry = served.entry

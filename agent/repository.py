@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 MODEL_FILE = "model.onnx"
+_PAIRED_FILES = frozenset({"reference.onnx", "holdout.npz"})
 
 
 class RepositoryError(ValueError):
@@ -16,7 +17,7 @@ class RepositoryError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One version's file. ``stamp`` changes when it or a file beside it does, without reading them."""
+    """One version's file. ``stamp`` changes when it or its external data does, without reading them."""
 
     model: str
     version: str
@@ -39,13 +40,24 @@ def scan(root: Path) -> dict[str, Entry]:
             continue
         newest = found.get(model)
         if newest is None or int(version) > int(newest.version):
-            found[model] = Entry(model, version, path, _stamp(path.parent))
+            stamp = _stamp(path)
+            if stamp is not None:
+                found[model] = Entry(model, version, path, stamp)
     return found
 
 
-def _stamp(folder: Path) -> tuple[int, int]:
-    """Newest change and total size of the files of a version: the model, its external data, its holdout."""
-    statuses = [path.stat() for path in folder.iterdir() if path.is_file()]
+def _stamp(model: Path) -> tuple[int, int] | None:
+    """Newest change and total size of a model's files; None where it is no file, or goes as it is looked at.
+
+    Its external data may be any file beside it; what paired replay reads there is none of the model's.
+    """
+    try:
+        beside = [path for path in model.parent.iterdir() if path.name not in _PAIRED_FILES and path.is_file()]
+        statuses = [path.stat() for path in beside]
+        if not model.is_file():
+            return None
+    except OSError:
+        return None
     return max(status.st_mtime_ns for status in statuses), sum(status.st_size for status in statuses)
 
 

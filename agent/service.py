@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import socket
 import threading
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -176,8 +177,9 @@ def command(
         stop.set()
         queue.close()
         work_stop.set()
+        until = time.monotonic() + _STOP_SECONDS
         for thread in loops:
-            thread.join(_STOP_SECONDS)
+            thread.join(max(0.0, until - time.monotonic()))
         publish_stop.set()
         publishing.join(_STOP_SECONDS)
         outbox.close()

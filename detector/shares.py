@@ -43,7 +43,9 @@ def fraction_shift(
     if reference_risk:
         deviation, allowed = np.sqrt(scatter), -float(ndtri(reference_risk / 2)) * np.sqrt(scatter0)
     else:
-        deviation, allowed = np.sqrt(scatter0 + scatter), np.zeros(len(n))
+        # Welch's variance alone is too small where the smaller sample, of a skewed fraction, has missed its tail.
+        pooled = (n0 * variance0 + n * variance) / (n0 + n) * (1 / n0 + 1 / n) * design_effect
+        deviation, allowed = np.sqrt(np.maximum(scatter0 + scatter, pooled)), np.zeros(len(n))
     active = np.minimum(reference.active, current.active) / design_effect
     graded = (reference.fraction_sum != reference.fraction_sq_sum) | (current.fraction_sum != current.fraction_sq_sum)
     testable = graded & (active >= MIN_ACTIVE) & (deviation > 1e-9)

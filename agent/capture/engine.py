@@ -157,9 +157,12 @@ class Engine:
             # Activations need room beside the weights; and the sessions keep the limit together.
             resident = resident and 2 * weights <= device.gpu_mem_limit
             device = device.sharing(count if resident else 1)
+        # Not self in the closure: that would be a cycle, and a version that was replaced would keep its sessions until
+        # the garbage collector comes round.
+        observed, build = self._observed, self._build
         return Rotation(
             self._groups[place:] + self._groups[:place],
-            lambda names: self._build(device, self._observed.subset(names)),
+            lambda names: build(device, observed.subset(names)),
             resident=resident,
             clock=self._clock,
         )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import threading
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +40,9 @@ def put(root: Path, version: str, model: onnx.ModelProto | bytes) -> Path:
 
 
 def models(root: Path, announced: Announced, metrics: AgentMetrics | None = None, **settings: Any) -> Models:
-    return Models(root, metrics or AgentMetrics(), announced, CaptureSettings(Device(1, 1 << 30), **settings))
+    return Models(
+        root, metrics or AgentMetrics(), announced, CaptureSettings(Device(1, 1 << 30), **settings), settle_seconds=0
+    )
 
 
 def test_the_highest_version_is_served_and_announced_once(tmp_path: Path) -> None:
@@ -218,3 +222,64 @@ def test_a_thread_is_never_made_less_nice() -> None:
     worker.start()
     worker.join()
     assert levels[0] >= 3 and levels[1] == levels[0]
+
+
+def test_a_file_that_is_still_being_copied_is_not_refused(tmp_path: Path) -> None:
+    metrics, announced = AgentMetrics(), Announced()
+    served = Models(tmp_path, metrics, announced, CaptureSettings(Device(1, 1 << 30)), settle_seconds=30)
+    whole = small_cnn().SerializeToString()
+    path = put(tmp_path, "1", whole[:1000])
+    served.refresh()
+    assert 'reason="model_unusable"' not in metrics.render().decode()
+    path.write_bytes(whole)
+    served.refresh()
+    assert len(announced) == 1
+    path.write_bytes(b"no model")
+    os.utime(path, (1, 1))
+    served.refresh()
+    assert 'rejected_total{model="digits",reason="model_unusable"} 1.0' in metrics.render().decode()
+
+
+def test_odd_folders_and_unforeseen_failures_keep_no_other_model_from_being_served(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    announced = Announced()
+    served = models(tmp_path, announced)
+    (tmp_path / "folder" / "1" / "model.onnx").mkdir(parents=True)
+    put(tmp_path, "1", small_cnn())
+    served.refresh()
+    assert [version for version, _ in announced] == ["1"]
+    monkeypatch.setattr("agent.models.instrument", lambda *_: 1 / 0)
+    put(tmp_path, "2", small_cnn(opset=18))
+    served.refresh()
+    served.refresh()
+    metadata = served.version("digits", None)
+    assert metadata is not None
+    assert metadata.version == "1"
+
+
+def test_what_paired_replay_reads_beside_a_model_does_not_load_it_again(tmp_path: Path) -> None:
+    put(tmp_path, "1", small_cnn())
+    before = scan(tmp_path)
+    (tmp_path / "digits" / "1" / "holdout.npz").write_bytes(b"labels")
+    assert scan(tmp_path) == before
+    (tmp_path / "digits" / "1" / "weights").write_bytes(b"external data")
+    assert scan(tmp_path) != before
+
+
+def test_a_replaced_version_is_freed_at_once(tmp_path: Path) -> None:
+    served = models(tmp_path, Announced())
+    put(tmp_path, "1", small_cnn())
+    served.refresh()
+    old = served.served("digits")
+    assert old is not None
+    gone = weakref.ref(old.replayer)
+    del old
+    gc.collect()
+    gc.disable()
+    try:
+        put(tmp_path, "2", small_cnn(opset=18))
+        served.refresh()
+        assert gone() is None
+    finally:
+        gc.enable()
