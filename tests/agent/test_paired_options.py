@@ -34,7 +34,7 @@ def test_the_defaults_are_those_of_the_settings() -> None:
 def test_every_option_reaches_its_setting() -> None:
     options = """--paired-rate 0.5 --paired-per-minute 7 --paired-duty-cycle 0.2 --compare-previous --paired-fetch-mib 1
         --paired-queue-mib 2 --paired-model-mib 3 --join-mib 4 --join-seconds 5 --holdout-mib 6 --mismatch-rtol 0.1
-        --mismatch-atol 0.3"""
+        --mismatch-atol 0.3 --holdout-repeat-seconds 60"""
     mib = 1 << 20
     _, got = run(*options.split())
     assert got == PairedSettings(
@@ -48,6 +48,7 @@ def test_every_option_reaches_its_setting() -> None:
         join_bytes=4 * mib,
         join_seconds=5.0,
         holdout_bytes=6 * mib,
+        holdout_repeat_seconds=60,
         tolerance=Tolerance(0.1, 0.3),
     )
 
