@@ -197,7 +197,9 @@ class Models:
                 version=entry.version,
                 overhead_ratio=ratio,
                 budget=self._settings.overhead_budget,
-                hint="even one activation at a time costs more; leave out the largest with --probes, or allow more",
+                hint="even one activation at a time costs more; leave out the largest with --probes, or allow more"
+                if calibration.ratio is not None
+                else "the model could not be timed, see calibration.impossible; a share is assumed",
             )
 
 

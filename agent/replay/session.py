@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import onnxruntime as ort
+import structlog
 from numpy.typing import NDArray
 
 from agent import batching
@@ -25,6 +26,8 @@ _DATATYPES = {
     "tensor(string)": "BYTES",
     "tensor(bfloat16)": "BF16",
 } | {f"tensor({sign}int{bits})": f"{sign.upper()}INT{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)}
+
+log = structlog.get_logger()
 
 Tensors = dict[str, NDArray[Any]]
 
@@ -61,6 +64,7 @@ class Replayer:
         names = dict.fromkeys(name for one in instrumented.pooled.values() for name in one.names)
         self._fetched = [name for name in names if name not in instrumented.batch_axes]
         self._session = open_session(instrumented, Device(threads, gpu_mem_limit, provider, engine_cache))
+        self._told: set[str] = set()
         if not self._fetched:
             self._fetched = list(instrumented.outputs)
 
@@ -115,7 +119,16 @@ class Replayer:
             raise replay_error("cannot run the batch", error) from error
         values = inputs | dict(zip(self._fetched, fetched, strict=True))
         read = {name: outputs.read(values, requests) for name, outputs in self._pooled.items()}
+        self._tell_absent([name for name, pooled in read.items() if pooled is None], values, requests)
         return {name: pooled for name, pooled in read.items() if pooled is not None}
+
+    def _tell_absent(self, names: list[str], values: Tensors, requests: int) -> None:
+        """Says once of each probe that its rows are not the requests; no rows at all are a body that did not run."""
+        for name in names:
+            rows = len(values[self._pooled[name].mean])
+            if rows and name not in self._told:
+                self._told.add(name)
+                log.warning("probe.absent", probe=name, rows=rows, requests=requests, reason="rows are not requests")
 
     def _unbound(self, inputs: Tensors) -> list[NDArray[Any]]:
         fetched: list[NDArray[Any]] = self._session.run(self._fetched, inputs)
