@@ -10,18 +10,23 @@ from typing import Any
 import click
 
 from agent.instrument import Instrumented, InstrumentError, instrument, open_model
-from agent.replay import output_types
+from agent.replay import Replayer, ReplayError, output_types
 from agent.wire import Probe
 
 
 @click.command("inspect")
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
-def command(model: Path, as_json: bool) -> None:
+@click.option("--load/--no-load", default=True, help="Also load the instrumented model, as the agent would.")
+def command(model: Path, as_json: bool, load: bool) -> None:
     """Print the probes of an ONNX MODEL, what is not probed and why, and the estimated cost."""
     try:
         instrumented = instrument(open_model(model), output_types)
-    except InstrumentError as error:
+        if load:
+            Replayer(instrumented, threads=1, gpu_mem_limit=1, provider="cpu")
+    except (InstrumentError, ReplayError) as error:
+        if as_json:
+            click.echo(json.dumps({"error": str(error)}))
         raise click.ClickException(str(error)) from error
     click.echo(json.dumps(as_document(instrumented), indent=2) if as_json else as_table(instrumented))
 
@@ -60,6 +65,9 @@ def as_table(instrumented: Instrumented) -> str:
     rows += [_row(instrumented, probe) for probe in instrumented.probes]
     channels = sum(probe.channels or 0 for probe in instrumented.probes)
     lines = [*_aligned(rows), "", f"{len(instrumented.probes)} probes, {channels} channels", *_cost(instrumented)]
+    behind = {name: axis for name, axis in instrumented.batch_axes.items() if axis}
+    if behind:
+        lines.append(f"requests are not in front: {', '.join(f'{name} axis {axis}' for name, axis in behind.items())}")
     shared = [name for name, axis in instrumented.batch_axes.items() if axis is None]
     if shared:
         lines.append(f"inputs that all requests of a batch share: {', '.join(shared)}")
@@ -85,7 +93,9 @@ def _cost(instrumented: Instrumented) -> list[str]:
         whole = sum(4 * (count or 0) for count in cost.elements.values())
         share = f", {total / whole:.1%} of the probed tensors" if None not in cost.elements.values() and whole else ""
         lines.append(f"{_bytes(total)} leave the device per request{share}")
-    if cost.ratio is None:
+    if cost.complete and cost.operations == 0:
+        lines.append("estimated cost: not known, for the model has no convolution or matrix product to compare with")
+    elif cost.ratio is None:
         lines.append("estimated cost: not known before the first request, for some extents are free")
     else:
         lines.append(

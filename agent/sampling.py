@@ -45,10 +45,14 @@ class Sampler:
         self._rate = rate
         self._threshold = int(rate * _SPAN)
 
-    def keep(self, request_id: bytes) -> bool:
-        """Whether the request of this identity is in the sample."""
+    def chooses(self, request_id: bytes) -> bool:
+        """Whether the request of this identity is in the sample; counts nothing, so any thread may ask."""
         digest = hashlib.blake2b(request_id, digest_size=8, person=b"reluscope").digest()
-        kept = int.from_bytes(digest, "big") < self._threshold
+        return int.from_bytes(digest, "big") < self._threshold
+
+    def keep(self, request_id: bytes) -> bool:
+        """Whether the request of this identity is in the sample; counted, so for the intake thread alone."""
+        kept = self.chooses(request_id)
         self.seen += 1
         self.kept += kept
         return kept

@@ -35,6 +35,7 @@ class CheckStore(reference_choice.ReferenceStore, ComparisonStore, Protocol):
     """The part of the store that checks need."""
 
     def versions(self, since: datetime) -> list[ModelVersion]: ...
+    def compared_versions(self, since: datetime) -> list[tuple[ModelVersion, datetime]]: ...
     def current_versions(self) -> list[ModelVersion]: ...
     def reference_hour(self, reference_id: int, hour: int) -> Layered | None: ...
     def alarm_state(self, version_id: int) -> AlarmState | None: ...
@@ -51,9 +52,10 @@ def run_all(
 ) -> list[Check]:
     """Checks every version that serves and stores the result, except those that another process is checking.
 
-    A version serves if it has recent windows and no agent has deployed another in its place: a superseded version's
-    last windows would repeat their verdict for as long as they count as recent. ``paired`` are the limits for
-    comparisons with a baseline, which are judged also where there is no reference yet.
+    A version serves if it has recent windows or comparisons and no agent has deployed another in its place: a
+    superseded version's last windows would repeat their verdict for as long as they count as recent. ``paired`` are the
+    limits for comparisons with a baseline, which are judged also where there is no reference yet, and before the first
+    request: a holdout runs at the deployment.
 
     One version's failure does not keep the others from being checked: all failures are raised together at the end,
     as an ExceptionGroup.
@@ -62,14 +64,19 @@ def run_all(
     done: list[Check] = []
     failures: list[Exception] = []
     current = store.current_versions()
-    for version in store.versions(now - timedelta(seconds=settings.active_seconds)):
+    active = store.versions(now - timedelta(seconds=settings.active_seconds))
+    observed = {version.id for version in active}
+    active += [version for version, _ in store.compared_versions(now - paired.lookback) if version.id not in observed]
+    for version in active:
         if version.superseded(current):
             continue
         try:
             with store.try_model_lock(version.id) as mine:
                 if not mine:
                     continue
-                check, advance = prepare(store, version, settings, now)
+                check, advance = _blank(version, now), None
+                if version.id in observed:  # a silent version's last windows are judged no more
+                    check, advance = prepare(store, version, settings, now)
                 check = extended(store, version, paired, now, check)
                 store.save_check(check, runbook_versions, advance)
         except Exception as error:
@@ -104,16 +111,13 @@ def prepare(
     reference itself are never compared with it.
     """
     began = time.monotonic()
-    empty = Check(
-        model_version_id=version.id, reference_id=None, started_at=now, finished_at=now, window_start=None,
-        window_end=None, n=0, status="no_reference", note="", layers={}, findings=(),
-    )  # fmt: skip
+    empty = _blank(version, now)
     closed = now - timedelta(seconds=settings.grace_seconds)
     base = reference_choice.ensure(store, version, settings.reference_requests, closed)
     if base is None:
         seen = sum(span.n for span in store.spans(version.id, version.first_seen, closed))
         return replace(empty, n=seen, note=f"{seen} of {settings.reference_requests} requests for a reference"), None
-    empty = replace(empty, reference_id=base.id)
+    empty = replace(empty, reference_id=base.id, note="")
     stored = store.alarm_state(version.id)
     state = _current(stored, base, closed, settings)
     spans = store.spans(version.id, _since(stored, version, base, settings, closed), closed)
@@ -126,12 +130,12 @@ def prepare(
     probes = store.probes(version.id)
 
     def tested(batch: Batch) -> Measured:
-        now_ = store.summaries(version.id, batch.start, batch.end)
+        current = store.summaries(version.id, batch.start, batch.end)
         hour = hour_of(batch)
         # The same hour of other days, where the reference covers it: what comes with every morning is no change.
         before = None if hour is None else store.reference_hour(base.id, hour)
         before = before or Layered(base.summaries, base.effects)
-        return measure(probes, before.summaries, now_, settings, before.effects, batch.n / batch.windows)
+        return measure(probes, before.summaries, current, settings, before.effects, batch.n / batch.windows)
 
     limit = threshold(settings.false_page_days)
     evidence: Mapping[str, Evidence] = state.families if state else {}
@@ -161,6 +165,14 @@ def prepare(
     if not batches:
         return check, None
     return check, Advance(stored.last.end if stored else None, AlarmState(base.id, batch, evidence))
+
+
+def _blank(version: ModelVersion, now: datetime) -> Check:
+    """Of a version without recent windows."""
+    return Check(
+        model_version_id=version.id, reference_id=None, started_at=now, finished_at=now, window_start=None,
+        window_end=None, n=0, status="no_reference", note="no recent windows", layers={}, findings=(),
+    )  # fmt: skip
 
 
 def _current(

@@ -13,13 +13,15 @@ from detector.explosion import Explosion
 from detector.finding import ChannelEvidence
 
 
-def of_dead(dead: Dead, labels: NDArray[np.str_], needed: NDArray[np.float64], channel: int) -> ChannelEvidence:
+def of_dead(
+    layer: str, dead: Dead, labels: NDArray[np.str_], needed: NDArray[np.float64], channel: int
+) -> ChannelEvidence:
     """A channel that died or nearly did."""
     k, n, n0 = int(dead.active[channel]), int(dead.n[channel]), int(dead.n_reference[channel])
     before = float(dead.rate_reference[channel])
-    text = f"channel {channel}: active in {k} of {n} requests; reference {percent(before)} of {n0}"
+    text = f"channel {channel} of {layer}: active in {k:,} of {n:,} requests; reference {percent(before)} of {n0:,}"
     if np.isfinite(needed[channel]):
-        text += f"; needed {int(needed[channel])} to be sure"
+        text += f"; needed {int(needed[channel]):,} to be sure"
     return ChannelEvidence(
         channel=channel,
         label=str(labels[channel]),
@@ -32,12 +34,14 @@ def of_dead(dead: Dead, labels: NDArray[np.str_], needed: NDArray[np.float64], c
     )
 
 
-def of_drift(drift: Drift, reference: Summary, current: Summary, channel: int, distance: float) -> ChannelEvidence:
+def of_drift(
+    layer: str, drift: Drift, reference: Summary, current: Summary, channel: int, distance: float
+) -> ChannelEvidence:
     """A channel that drifted; ``distance`` is its normed Wasserstein-1."""
     effect, p = float(drift.effect[channel]), float(drift.p_value[channel])
     part, psi = PARTS[drift.part[channel]], float(drift.divergences(np.array([channel]))[0][0])
     text = (
-        f"channel {channel}: {part} shifted by omega {effect:.2f}; mean {current.mean[channel]:.4g}, "
+        f"channel {channel} of {layer}: {part} shifted by omega {effect:.2f}; mean {current.mean[channel]:.4g}, "
         f"reference {reference.mean[channel]:.4g}; PSI {psi:.2f}, "
         f"Wasserstein {distance:.2f} standard deviations; {p_text(p)}"
     )
@@ -53,18 +57,22 @@ def of_drift(drift: Drift, reference: Summary, current: Summary, channel: int, d
     )
 
 
-def of_explosion(explosion: Explosion, reference: Summary, current: Summary, channel: int) -> ChannelEvidence:
+def of_explosion(
+    layer: str, explosion: Explosion, reference: Summary, current: Summary, channel: int
+) -> ChannelEvidence:
     """A channel that exploded or stopped being finite."""
     growth, beyond = float(explosion.growth[channel]), int(explosion.exceeding[channel])
     lost, n = int(explosion.nonfinite[channel]), int(explosion.n[channel])
-    text = f"channel {channel}: "
+    text = f"channel {channel} of {layer}: "
     if np.isfinite(current.max[channel]) and np.isfinite(reference.max[channel]):
         text += f"maximum {current.max[channel]:.4g}, reference {reference.max[channel]:.4g}; "
     if explosion.tail_exceeding[channel] > beyond:
         grown = float(explosion.tail_growth[channel])
         beyond = int(explosion.tail_exceeding[channel])
         text += f"99 % quantile {grown:.3g} times the reference's; "
-    text += f"{beyond} of {n} requests beyond the limit, {lost} not finite; {p_text(float(explosion.p_value[channel]))}"
+    text += (
+        f"{beyond:,} of {n:,} requests beyond the limit, {lost} not finite; {p_text(float(explosion.p_value[channel]))}"
+    )
     return ChannelEvidence(
         channel=channel,
         label="exploded",

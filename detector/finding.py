@@ -38,7 +38,7 @@ class ChannelEvidence:
     n: int
     n_reference: int
     text: str
-    """The same in words: "channel 17: active in 0 of 4812 requests; reference 31 %; needed 73 to be sure"."""
+    """In words: "channel 17 of conv3: active in 0 of 4,812 requests; reference 31 % of 1,000; needed 73 to be sure"."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,17 +28,19 @@ class SnapshotStore(Protocol):
     """The part of the store that a snapshot is read from."""
 
     def versions(self, since: datetime) -> list[ModelVersion]: ...
+    def compared_versions(self, since: datetime) -> list[tuple[ModelVersion, datetime]]: ...
     def latest_checks(self, since: datetime) -> list[StoredCheck]: ...
     def current_versions(self) -> list[ModelVersion]: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Watched:
-    """A model version with recent windows, and its latest check if there is one."""
+    """A model version with recent windows or comparisons, and its latest check if there is one."""
 
     model: str
     version: str
-    last_window_end: datetime
+    until: datetime
+    """When it is no longer watched, unless windows or comparisons arrive."""
     first_seen: datetime
     check: Check | None
 
@@ -58,18 +60,24 @@ class Snapshot:
     runbooks: dict[str, int]
 
     @classmethod
-    def read(cls, store: SnapshotStore, now: datetime, stale: timedelta, runbooks: dict[str, int]) -> Snapshot:
-        """Reads the store as of ``now``."""
+    def read(
+        cls, store: SnapshotStore, now: datetime, stale: timedelta, paired: timedelta, runbooks: dict[str, int]
+    ) -> Snapshot:
+        """Reads the store as of ``now``; a version is watched for ``stale`` after its windows, ``paired`` after its
+        comparisons."""
         checks = {stored.check.model_version_id: stored.check for stored in store.latest_checks(since=now - stale)}
         watched: dict[tuple[str, str], Watched] = {}
         serving = store.current_versions()
-        # A version's name may have been used again for another file: the one with the newest window speaks for it.
-        live = ((v.last_window_end, v) for v in store.versions(since=now - stale) if v.last_window_end is not None)
-        for end, version in sorted(live, key=lambda pair: (pair[0], pair[1].id)):
+        # A version's name may have been used again for another file: the one that lives longest speaks for it.
+        windows = store.versions(since=now - stale)
+        live = {v.id: (v.last_window_end + stale, v) for v in windows if v.last_window_end is not None}
+        for version, end in store.compared_versions(since=now - paired):
+            live.setdefault(version.id, (end + paired, version))
+        for until, version in sorted(live.values(), key=lambda pair: (pair[0], pair[1].id)):
             if version.superseded(serving):
                 continue  # its findings have ended with it
             key = (version.model, version.version)
-            watched[key] = Watched(*key, end, version.first_seen, checks.get(version.id))
+            watched[key] = Watched(*key, until, version.first_seen, checks.get(version.id))
         last_window: dict[tuple[str, str], datetime] = {}
         for version in serving:
             times = [t for t in (version.last_window_end, version.deployed_at, version.first_seen) if t is not None]
@@ -82,14 +90,14 @@ class Snapshot:
 class _SnapshotCollector(Collector):
     """Exports the newest snapshot; stale versions are left out at the time of the scrape, not of the snapshot."""
 
-    def __init__(self, clock: Callable[[], datetime], stale: timedelta) -> None:
+    def __init__(self, clock: Callable[[], datetime]) -> None:
         self.snapshot: Snapshot | None = None
-        self._clock, self._stale = clock, stale
+        self._clock = clock
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         snapshot = self.snapshot or Snapshot({}, {}, {})
         now = self._clock()
-        yield from _check_metrics([w for w in snapshot.watched.values() if now - w.last_window_end <= self._stale])
+        yield from _check_metrics([w for w in snapshot.watched.values() if now <= w.until])
         yield _family(
             "reluscope_last_window_timestamp_seconds",
             "End of the newest window of a deployed version, or its deployment before the first one.",
@@ -107,9 +115,17 @@ class _SnapshotCollector(Collector):
 class DetectorMetrics:
     """The detector's registry; counters are attributes, for whoever does the counted work."""
 
-    def __init__(self, clock: Callable[[], datetime], stale_seconds: float, alertnames: Collection[str] = ()) -> None:
+    def __init__(
+        self,
+        clock: Callable[[], datetime],
+        stale_seconds: float,
+        alertnames: Collection[str] = (),
+        paired: timedelta = timedelta(hours=3),
+    ) -> None:
+        """Versions are exported for ``stale_seconds`` after their windows and ``paired`` after their comparisons."""
         self.registry = registry = CollectorRegistry()
         self.stale = timedelta(seconds=stale_seconds)
+        self._paired = paired
         self._clock, self._alertnames = clock, frozenset(alertnames)
         self.ingested = Counter("reluscope_ingested_messages_total", "Messages applied to Postgres.", registry=registry)
         self.duplicates = Counter(
@@ -139,7 +155,7 @@ class DetectorMetrics:
         for name in sorted(self._alertnames):
             for status in ("firing", "resolved"):
                 self.alerts_received.labels(name, status)
-        self._collector = _SnapshotCollector(clock, self.stale)
+        self._collector = _SnapshotCollector(clock)
         registry.register(self._collector)
 
     def ingest_applied(self, applied: int, duplicates: int) -> None:
@@ -158,7 +174,7 @@ class DetectorMetrics:
 
     def refresh(self, store: SnapshotStore, runbooks: dict[str, int]) -> None:
         """Reads the store and publishes what it says; store errors are the caller's."""
-        self.publish(Snapshot.read(store, self._clock(), self.stale, runbooks))
+        self.publish(Snapshot.read(store, self._clock(), self.stale, self._paired, runbooks))
 
     def render(self) -> bytes:
         """The exposition text."""

@@ -50,7 +50,7 @@ def check(envelope: Envelope, now: datetime) -> None:
 
 def _comparison(comparison: Comparison, latest: int) -> None:
     _span("comparison", comparison.start_ms, comparison.end_ms, latest)
-    for name in ("baseline", "baseline_digest", "provider"):
+    for name in ("baseline", "baseline_digest", "reference", "provider"):
         _text(f"the comparison's {name}", getattr(comparison, name))
     if comparison.n > MAX_REQUESTS:
         raise Implausible(f"{comparison.n} requests in one comparison")

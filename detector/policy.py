@@ -148,7 +148,9 @@ def _dead_finding(layer: LayerResult, verdict: Verdict) -> Finding:
     dead, died = verdict.rates, layer.died
     fall = dead.rate_reference - dead.rate
     worst = _worst(died, dead.p_value, fall)
-    shown = tuple(evidence.of_dead(dead, verdict.labels, verdict.needed, int(channel)) for channel in worst)
+    shown = tuple(
+        evidence.of_dead(layer.probe.name, dead, verdict.labels, verdict.needed, int(channel)) for channel in worst
+    )
     first = int(worst[0])
     labels = {name: int((verdict.labels == name).sum()) for name in ("newly_dead", "dormant", "dead_at_reference")}
     return _finding(
@@ -169,7 +171,10 @@ def _dead_finding(layer: LayerResult, verdict: Verdict) -> Finding:
 def _explosion_finding(layer: LayerResult) -> Finding:
     result = layer.explosion
     worst = _worst(layer.exploded, result.p_value, result.growth)
-    shown = tuple(evidence.of_explosion(result, layer.reference, layer.current, int(channel)) for channel in worst)
+    shown = tuple(
+        evidence.of_explosion(layer.probe.name, result, layer.reference, layer.current, int(channel))
+        for channel in worst
+    )
     nonfinite = int(result.nonfinite[layer.exploded].max())
     return _finding(
         layer,
@@ -194,7 +199,7 @@ def _drift_finding(layer: LayerResult, drifted: Mask) -> Finding:
     worst = _worst(drifted, result.p_value, result.effect)
     distance = normed_wasserstein(layer.reference, layer.current, worst)
     shown = tuple(
-        evidence.of_drift(result, layer.reference, layer.current, int(channel), float(far))
+        evidence.of_drift(layer.probe.name, result, layer.reference, layer.current, int(channel), float(far))
         for channel, far in zip(worst, distance, strict=True)
     )
     first = int(worst[0])

@@ -67,7 +67,7 @@ class Service:
         self._versions: dict[str, int] = {}
         self._foretold: set[int] = set()
         names = [runbook.name for runbook in self._runbooks]
-        self._metrics = DetectorMetrics(clock, settings.checks.active_seconds, names)
+        self._metrics = DetectorMetrics(clock, settings.checks.active_seconds, names, settings.paired.lookback)
         self._store = Store(settings.database_url)
         self._missing = {"start": "not begun"}
         self._consumer: threading.Thread | None = None
@@ -216,14 +216,15 @@ _CHECK_HELP = {
     "min_active_rate": "Channels active more seldom in the reference are not called dead.",
     "grace_seconds": "How long after its end a window may still grow.",
     "explosion_factor": "Growth over the reference's largest value that counts as an explosion.",
-    "active_seconds": "Versions without a window for this long are neither checked nor alerted on.",
+    "active_seconds": "Activations of versions without a window for this long are neither checked nor alerted on.",
     "max_disagreement": "Share of requests whose top-1 class may differ from the reference model's.",
     "max_accuracy_drop": "Accuracy, as a share, that may be lost against the reference model on a holdout.",
     "min_sqnr_db": "Layers below this signal-to-noise ratio against the reference model lost their signal.",
     "min_compared": "Compared requests from which on a low SQNR at an output alone is a finding.",
     "max_mismatch": "Share of requests whose output may differ from the CPU's or the served one.",
     "paired_level": "Chance that a paired test of a check errs.",
-    "paired_seconds": "Comparisons older than this are not looked at, a holdout's newest excepted.",
+    "paired_seconds": "Comparisons older than this are not looked at.",
+    "holdout_seconds": "How long a holdout's result counts after agents said it last (--holdout-repeat-seconds).",
 }
 
 

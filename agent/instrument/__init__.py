@@ -90,6 +90,12 @@ class Instrumented:
         return self.cost.elements
 
     @property
+    def request_axes(self) -> Mapping[str, int]:
+        """By probe name: the axis of the probed tensor's requests; probes whose rows are tokens are not there."""
+        layouts = {item.probe.name: item.source.layout for item in self._chosen}
+        return {name: layout.requests for name, layout in layouts.items() if not layout.tokens}
+
+    @property
     def weight_bytes(self) -> int:
         """About how much memory one session takes for its weights."""
         return self.file.size
@@ -120,17 +126,29 @@ def instrument(model: onnx.ModelProto | ModelFile, infer: Infer | None = None) -
         graph = Graph(proto.graph, tensor_types(proto, infer))
     except Exception as error:  # onnx raises bare RuntimeErrors of several kinds from C++
         raise InstrumentError(f"ONNX shape inference failed: {error}") from error
+    try:
+        return _instrumented(file, proto, graph, infer)
+    except InstrumentError:
+        raise
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        # Nothing checks a served model before onnxruntime does: a node may lack any input or output.
+        raise InstrumentError(f"the graph is malformed ({type(error).__name__}: {error})") from error
+
+
+def _instrumented(file: ModelFile, proto: onnx.ModelProto, graph: Graph, infer: Infer | None) -> Instrumented:
     batch = batch_symbol(graph)
-    chosen, not_probed = _choose(graph, Axes(graph, batch), list(inner_activations(graph, batch, proto, infer)))
+    stacked = input_axes(graph, batch)
+    ranked = [axis for name, axis in stacked.items() if graph.types[name].rank > 1 and axis is not None]
+    axes = Axes(graph, batch, in_front=not ranked or 0 in ranked)
+    chosen, not_probed = _choose(graph, axes, list(inner_activations(graph, axes, proto, infer)))
     if not any(item.probe.kind == "activation" for item in chosen):
         listing = "; ".join(f"{item.name} ({item.op}): {item.reason}" for item in not_probed)
         raise InstrumentError(f"the model has no rectifier that can be probed{': ' + listing if listing else ''}")
-    axes = input_axes(graph, batch)
     elements = {item.probe.name: _elements(graph, item) for item in chosen}
     dense = {item.probe.name: item.source.dense for item in chosen}
     given = frozenset(item.probe.name for item in chosen if item.probe.kind == "input" and item.source.given)
     cost = Cost(elements, dense, given, *own_work(graph, batch))
-    empty = Instrumented(file, proto, (), tuple(not_probed), {}, (), axes, cost, proto, chosen)
+    empty = Instrumented(file, proto, (), tuple(not_probed), {}, (), stacked, cost, proto, chosen)
     return _assembled(file, proto, chosen, empty)
 
 
@@ -192,12 +210,16 @@ def _assembled(
     batched = (name for name, axis in base.batch_axes.items() if axis == 0)
     pooling = Pooling(_opset(proto), requests_from=next(batched, None))
     pooled: dict[str, PooledOutputs] = {}
+    made: dict[Source, PooledOutputs] = {}
     bodies: dict[str, list[tuple[str, Inner]]] = {}
     for item in chosen:
         if item.probe.kind == "input" and item.source.given:
             pooled[item.probe.name] = PooledOutputs(item.probe.tensor, item.probe.tensor, None)
         elif item.inner is None:
-            pooled[item.probe.name] = pooling.add(item.source)
+            # A tensor may be an input or an activation and an output as well.
+            if item.source not in made:
+                made[item.source] = pooling.add(item.source)
+            pooled[item.probe.name] = made[item.source]
         else:
             bodies.setdefault(item.inner.place.owner, []).append((item.probe.name, item.inner))
     clone = onnx.ModelProto()

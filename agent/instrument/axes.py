@@ -7,7 +7,6 @@ time first, (T, N, C), or with recurrent state, (layers, N, C), have it elsewher
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 
 import onnx
@@ -55,18 +54,29 @@ class Layout:
 class Axes:
     """Answers for one graph."""
 
-    def __init__(self, graph: Graph, batch: str | None) -> None:
-        """``batch`` is the symbol of the batch extent, from `batch_symbol`."""
+    def __init__(self, graph: Graph, batch: str | None, in_front: bool = True) -> None:
+        """``batch`` is the symbol of the batch extent, from `batch_symbol`.
+
+        ``in_front`` says whether inputs have their requests on the first axis. Then so have tensors whose batch extent
+        shape inference lost sight of; where time comes first nothing is known of those.
+        """
         self._graph = graph
         self._types = graph.types
         self.batch = batch
+        self._in_front = in_front
+
+    def of_body(self, body: Graph) -> Axes:
+        """The axes of a body of this graph, which has the same batch."""
+        return Axes(body, self.batch, self._in_front)
 
     def layout(self, tensor: str) -> Layout | None:
-        """None where the rank is unknown or below 2, or where channels and requests would share an axis."""
+        """None where the rank is unknown or below 2, or where it cannot be told where the requests are."""
         known = self._types.get(tensor)
         if known is None or known.rank < 2:
             return None
         requests = self._request_axis(known)
+        if requests is None:
+            return None
         if requests == 0 and known.rank == 2 and self._is_flattened(tensor, _MAX_STEPS):
             return Layout(0, 1, tokens=True)
         channels = self.channel_axis(tensor)
@@ -86,8 +96,10 @@ class Axes:
             axis = 2 if known.rank == 3 else 1
         return axis if axis < known.rank else None
 
-    def _request_axis(self, known: TensorType) -> int:
-        return known.shape.index(self.batch) if self.batch is not None and self.batch in known.shape else 0
+    def _request_axis(self, known: TensorType) -> int | None:
+        if self.batch is not None and self.batch in known.shape:
+            return known.shape.index(self.batch)
+        return 0 if self._in_front else None
 
     def _is_flattened(self, tensor: str, steps: int) -> bool:
         """Whether rows are tokens: the tensor comes, row by row, from a Reshape of (N, T, C) to (N * T, C)."""
@@ -172,27 +184,24 @@ class Axes:
 def batch_symbol(graph: Graph) -> str | None:
     """The symbol of the batch extent; None where the model's batch is fixed or nothing is said.
 
-    What a recurrent operator reads settles it. Else it is a symbol in front of some input, or, as with time in front,
-    one that every input has; of several the most frequent, of equally frequent ones the first.
+    What a recurrent operator reads settles it, else a name that means a batch on one of the first two axes of an input:
+    (T, N, C) has its requests behind the time. Else it is the symbol in front of the first input that has one there.
     """
+    shapes = [graph.types[value.name].shape for value in graph.inputs if value.name in graph.types]
     for node in graph.nodes:
-        known = graph.types.get(node.input[0]) if node.op_type in _RECURRENT else None
+        known = graph.types.get(node.input[0]) if node.op_type in _RECURRENT and node.input else None
         if known is not None and known.rank == 3:
             extent = known.shape[0 if attribute(node, "layout") == 1 else 1]
-            if isinstance(extent, str):
+            if isinstance(extent, str) and any(extent in shape for shape in shapes):
                 return extent
-    shapes = [graph.types[value.name].shape for value in graph.inputs if value.name in graph.types]
-    shapes = [shape for shape in shapes if shape]
-    leading = {shape[0] for shape in shapes if isinstance(shape[0], str)}
-    if not leading:
-        return None
-    everywhere = {extent for extent in shapes[0] if all(extent in shape for shape in shapes if len(shape) > 1)}
-    ranked = [extent for shape in shapes for extent in shape if isinstance(extent, str)]
-    counted = Counter(ranked)
-    for value in graph.outputs:
-        if value.name in graph.types:
-            counted.update(extent for extent in set(graph.types[value.name].shape) if isinstance(extent, str))
-    return max((extent for extent in ranked if extent in leading | everywhere), key=lambda extent: counted[extent])
+    leading = [shape[0] for shape in shapes if shape and isinstance(shape[0], str)]
+    second = [shape[1] for shape in shapes if len(shape) > 2 and isinstance(shape[1], str)]
+    named = [extent for extent in [*leading, *second] if isinstance(extent, str) and _means_batch(extent)]
+    return next(iter([*named, *leading]), None)
+
+
+def _means_batch(symbol: str) -> bool:
+    return "batch" in symbol.lower() or symbol.lower() in ("n", "b", "bs", "bsz")
 
 
 def input_axes(graph: Graph, batch: str | None) -> dict[str, int | None]:

@@ -43,15 +43,15 @@ class Inner:
     """None where the body does not say."""
 
 
-def inner_activations(graph: Graph, batch: str | None, model: onnx.ModelProto, infer: Infer | None) -> Iterator[Inner]:
+def inner_activations(graph: Graph, axes: Axes, model: onnx.ModelProto, infer: Infer | None) -> Iterator[Inner]:
     """The activations in the bodies of a graph's nodes, in graph order."""
     for node in graph.nodes:
-        for name, body in bodies(node):
+        for name, body in bodies(node) if node.output else ():
             path = f"{producer_name(node)}/{name}"
             place = Place(node.output[0], name)
             inner = Graph(body, _body_types(node, body, graph, model, infer), graph, path)
             for candidate in candidates(inner)[0]:
-                how = _how(node, candidate, inner, batch)
+                how = _how(node, candidate, inner, axes)
                 known = inner.types.get(candidate.tensor)
                 channels = None if known is None or isinstance(how, str) else known.extent(how.layout.channels)
                 yield Inner(replace(candidate, name=f"{path}/{candidate.name}"), place, how, channels)
@@ -98,13 +98,13 @@ def probe_bodies(
     return clone, pooled, added
 
 
-def _how(node: onnx.NodeProto, candidate: Candidate, graph: Graph, batch: str | None) -> Source | str:
+def _how(node: onnx.NodeProto, candidate: Candidate, graph: Graph, outer: Axes) -> Source | str:
     if node.op_type not in ("If", "Loop"):
         return f"inside the body of {node.op_type} {producer_name(node)}"
     outputs = len(graph.outputs) - (1 if node.op_type == "Loop" else 0)
     if len(node.output) != outputs or "" in node.output:
         return f"inside {node.op_type} {producer_name(node)}, not all of whose outputs are named"
-    how = source(candidate, graph, Axes(graph, batch))
+    how = source(candidate, graph, outer.of_body(graph))
     if isinstance(how, Source) and how.layout.tokens:
         return f"inside {graph.path}, where its rows are tokens"
     return how

@@ -73,7 +73,7 @@ def source(candidate: Candidate, graph: Graph, axes: Axes) -> Source | str:
         return obstacle
     layout = axes.layout(candidate.tensor)
     if layout is None:
-        return "its requests and channels lie along the same axis"
+        return "it cannot be told along which axis its requests lie"
     blocked = _blocked_channels(candidate.tensor, known, graph)
     return Source(candidate.tensor, known.elem_type, known.rank, layout, candidate.quantization, blocked)
 

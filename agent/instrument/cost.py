@@ -65,8 +65,11 @@ def own_work(graph: Graph, batch: str | None) -> tuple[float, float, bool]:
     """Operations and moved bytes per request of a model's convolutions and products, and whether all are counted."""
     operations, moved, complete = 0.0, 0.0, True
     for node in graph.nodes:
+        place = _WEIGHTS.get(node.op_type, 1)
+        if len(node.input) <= place or not node.output:
+            continue
         if node.op_type in _CONVOLUTIONS:
-            weights = graph.types.get(node.input[_WEIGHTS.get(node.op_type, 1)])
+            weights = graph.types.get(node.input[place])
             factor = None if weights is None else _product(weights.shape[1:])
         elif node.op_type in _PRODUCTS:
             first = graph.types.get(node.input[0])

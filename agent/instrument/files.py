@@ -12,6 +12,7 @@ import mmap
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import BinaryIO
@@ -25,7 +26,7 @@ from agent.instrument.errors import InstrumentError
 
 _LARGE = 4096  # bytes of an initializer that stays in the file
 _SMALL_EXTERNAL = 1 << 16  # bytes of external data that are read, for they may be shapes
-_IN_MEMORY = 1 << 26  # bytes of a model that is handed to a session as bytes and not by a file of its own
+_IN_MEMORY = 1 << 23  # bytes of a model that is handed to a session as bytes and not by a file of its own
 _GRAPH, _INITIALIZER = 7, 5  # field numbers of ModelProto and GraphProto
 _NAME = 8
 _VALUES = frozenset({4, 5, 6, 7, 9, 10, 11})  # fields of TensorProto that hold values
@@ -105,14 +106,16 @@ class ModelFile:
         if self.path is None or not self.weights:
             yield SessionModel(proto.SerializeToString(), config)
             return
+        if external or self.path.stat().st_size <= _IN_MEMORY:
+            buffer = BytesIO()
+            self.write(proto, buffer)
+            yield SessionModel(buffer.getvalue(), config)
+            return
         with TemporaryDirectory(prefix="reluscope-") as folder:
             file = Path(folder) / "model.onnx"
             with file.open("wb") as out:
                 self.write(proto, out)
-            if external or file.stat().st_size <= _IN_MEMORY:
-                yield SessionModel(file.read_bytes(), config)
-            else:
-                yield SessionModel(str(file), config)
+            yield SessionModel(str(file), config)
 
 
 def load(path: Path) -> onnx.ModelProto:

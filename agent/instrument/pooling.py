@@ -33,6 +33,7 @@ BLOCKED = "com.microsoft.nchwc"
 """Domain of onnxruntime's operators on tensors in blocks of channels, found in models optimised offline."""
 
 _POSITIVE_STEP = 1e30  # alpha of a HardSigmoid that is 1 for every float above 1e-30 and 0 at 0 and below
+_MOST_SPATIAL_AXES = 3  # of onnxruntime's pooling
 _AXES_ARE_INPUT = 18  # opset from which ReduceMean and ReduceMax take their axes as an input
 
 
@@ -140,7 +141,7 @@ class Pooling:
 
     def _pooled(self, what: str, source: str, name: str, over: list[int], blocked: int | None) -> str:
         """The average or maximum over axes; onnxruntime's pooling where these are all behind the second."""
-        if over[0] == 1:
+        if over[0] == 1 or len(over) > _MOST_SPATIAL_AXES:
             return self._reduce("ReduceMean" if what == "Average" else "ReduceMax", source, name, over)
         if blocked is None:
             small = self._node(f"Global{what}Pool", source, f"{name}:pooled")

@@ -77,11 +77,26 @@ def _activation(node: onnx.NodeProto, graph: Graph) -> Activation | None:
         return Activation(node, node.op_type, False)
     if node.op_type == "Clip" and _lower_bound(node, graph) == 0:
         return Activation(node, "Clip", True)
-    if node.op_type == "Max" and len(node.input) == 2 and any(graph.is_constant(name, 0) for name in node.input):
+    if node.op_type == "Max" and len(node.input) > 1 and any(graph.is_constant(name, 0) for name in node.input):
         return Activation(node, "Max", True)
+    if node.op_type == "Where" and _is_rectifying(node, graph):
+        return Activation(node, "Where", True, (node.input[0],))
     if node.op_type == "RNN" and set(_recurrent(node).split(", ")) == {"Relu"}:
         return Activation(node, "RNN+Relu", True)
     return _fused(node) or _spelled_out(node, graph)
+
+
+def _is_rectifying(node: onnx.NodeProto, graph: Graph) -> bool:
+    """Whether it is Where(x > 0, x, 0)."""
+    condition, value, otherwise = node.input
+    maker = graph.producer(condition)
+    return (
+        maker is not None
+        and maker.op_type in ("Greater", "GreaterOrEqual")
+        and maker.input[0] == value
+        and graph.is_constant(maker.input[1], 0)
+        and graph.is_constant(otherwise, 0)
+    )
 
 
 def _lower_bound(node: onnx.NodeProto, graph: Graph) -> float | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ Arrays = Mapping[str, NDArray[Any]]
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Values of the same requests, by tensor name of each side's model."""
+    """Values of the same requests, by tensor name of each side's model, with the requests on the first axis."""
 
     requests: int
     served: Arrays
@@ -26,6 +26,8 @@ class Batch:
     """None where the served side runs alone, against labels."""
     labels: NDArray[np.int64] | None = None
     """Shape (requests,)."""
+    moved: Mapping[str, int] = field(default_factory=dict)
+    """The axis that the requests of a served tensor were on, where it was not the first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,17 +63,17 @@ def compare_batch(
         baseline = (batch.baseline or {}).get(pair.baseline_tensor)
         if served is None or baseline is None:
             continue
-        probe = pair.probe
+        probe = _with_requests_first(pair.probe, batch.moved.get(pair.probe.tensor, 0))
         if batch.requests == 1 and served.ndim and len(served) != 1:
             # Tokens in rows, or time first: all of the tensor is the one request's.
             probe = replace(probe, axis=probe.axis + 1)
             served, baseline = served[np.newaxis], baseline[np.newaxis]
         if served.shape != baseline.shape or served.ndim == 0 or len(served) != batch.requests or served.size == 0:
-            shapes = f"shapes {list(served.shape)} and {list(baseline.shape)} for {batch.requests} requests"
-            misfits.append((probe.name, shapes))
+            misfits.append((probe.name, _misfit(served.shape, baseline.shape, batch.requests)))
             continue
         compared = compare(with_channels(probe, served.shape), served, baseline, tolerance)
-        items.append(compared.sums)
+        moved = replace(compared.sums.probe, axis=pair.probe.axis) if pair.probe.tensor in batch.moved else None
+        items.append(compared.sums if moved is None else replace(compared.sums, probe=moved))
         if probe.tensor in outputs:
             mismatched |= compared.mismatched
     comparison = replace(blank, n=batch.requests, mismatched=int(mismatched.sum()), probes=tuple(items))
@@ -80,6 +82,24 @@ def compare_batch(
         return Outcome(comparison, tuple(misfits))
     classes = batch.served[name].shape[1]
     return Outcome(_with_classes(comparison, pairs, name, batch), tuple(misfits), classes)
+
+
+def _with_requests_first(probe: wire.Probe, moved: int) -> wire.Probe:
+    """The probe of a tensor whose axis ``moved`` was put in front."""
+    if not moved or probe.axis > moved:
+        return probe
+    return replace(probe, axis=0 if probe.axis == moved else probe.axis + 1)  # 0: no channels
+
+
+def _misfit(served: Sequence[int], baseline: Sequence[int], requests: int) -> str:
+    """Why two tensors are not compared."""
+    if tuple(served) != tuple(baseline):
+        return f"shape {list(served)} when served, {list(baseline)} in the baseline"
+    if not served:
+        return "a single number says nothing of one request"
+    if 0 in served:
+        return f"shape {list(served)} has nothing to compare"
+    return f"shape {list(served)} has no axis of the {requests} requests: it is compared for requests that come alone"
 
 
 def class_output(outputs: Sequence[str], batch: Batch) -> str | None:

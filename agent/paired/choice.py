@@ -104,8 +104,12 @@ class Choice:
 
     def take(self, timeout: float) -> Task | None:
         """The oldest task; waits for one up to ``timeout`` seconds."""
-        self._joiner.expire()
+        self.expire()
         return next(iter(self._queue.take(1, timeout)), None)
+
+    def expire(self) -> None:
+        """Drops what has waited for its other half for too long."""
+        self._joiner.expire()
 
     def close(self) -> None:
         """Takes no more."""

@@ -120,4 +120,11 @@ def _input(path: Path, spec: TensorSpec, array: NDArray[Any] | None, axis: int |
     floats = array.dtype.kind == "f" and dtype.kind == "f"  # float64 is what numpy makes; the model's type decides
     if not floats and not np.can_cast(array.dtype, dtype, "safe"):
         raise HoldoutError(f"{path}: {spec.name!r} is {array.dtype}, the model wants {dtype}")
-    return array.astype(dtype, copy=False)
+    with np.errstate(over="ignore"):
+        values = array.astype(dtype, copy=False)
+    if dtype.kind == "f" and not np.isfinite(values).all():
+        wrong = int((~np.isfinite(values)).sum())
+        raise HoldoutError(
+            f"{path}: {spec.name!r} has {wrong} elements that are NaN or infinite as {dtype}; leave these examples out"
+        )
+    return values

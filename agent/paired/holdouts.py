@@ -1,11 +1,15 @@
-"""Measures accuracy on the labelled holdout, once for every deployment and again when a file changes."""
+"""Measures accuracy on the labelled holdout, once for every deployment and again when a file changes.
+
+The detector counts a result for a limited time only, so it is sent again while its files are there, and withdrawn when
+they are not.
+"""
 
 from __future__ import annotations
 
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import structlog
@@ -26,6 +30,16 @@ _State = tuple[str, str, tuple[Path, Stamp] | None, Baseline | None]
 """What a holdout's result depends on: version, digest, the holdout's file and the reference model's."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """A result that was sent, of which model file, and when it was sent last."""
+
+    version: str
+    digest: str
+    comparison: wire.Comparison
+    at_ms: int
+
+
 class Holdouts:
     """Runs in the thread that watches the repository; `refresh` is its only entry."""
 
@@ -44,11 +58,13 @@ class Holdouts:
         self._stop = stop
         self._clock_ms = clock_ms
         self._done: dict[str, _State] = {}
+        self._told: dict[str, _Told] = {}
 
     def refresh(self, served: Mapping[str, Served]) -> None:
         """Runs the holdouts of models that are new or whose files have changed. Never raises."""
         for model in self._done.keys() - served.keys():
             self._forget(model, self._done.pop(model)[0])
+            self._told.pop(model, None)
         for model, item in list(served.items()):
             if self._stop.is_set():
                 return
@@ -63,25 +79,45 @@ class Holdouts:
         found = holdout_of(entry)
         reference = reference_of(entry, self._settings.compare_previous) if found is not None else None
         state: _State = (entry.version, served.digest, found, reference)
-        before = self._done.get(model)
+        before, told = self._done.get(model), self._told.get(model)
         if before == state:
+            if told is not None and self._clock_ms() - told.at_ms >= 1000 * self._settings.holdout_repeat_seconds:
+                self._tell(served, _now(told.comparison, self._clock_ms()))
             return
         self._done[model] = state  # also where it fails: it is tried again when a file changes
+        self._told.pop(model, None)
         if before is not None:
             self._forget(model, before[0])
-        if found is None:
+        comparison = None if found is None else self._measured(served, found[0], reference)
+        if comparison is not None:
+            self._tell(served, comparison)
+            self._export(served, comparison)
+        elif told is not None and (told.version, told.digest) == (entry.version, served.digest):
+            self._withdraw(served, told.comparison)
+
+    def _tell(self, served: Served, comparison: wire.Comparison) -> None:
+        model, version, digest = served.entry.model, served.entry.version, served.digest
+        self._sender.comparison(model, version, digest, comparison)
+        self._told[model] = _Told(version, digest, comparison, self._clock_ms())
+
+    def _withdraw(self, served: Served, comparison: wire.Comparison) -> None:
+        """Sends a run of no requests, which stands for the former one: its files are gone, or cannot be used now."""
+        if self._stop.is_set():
             return
+        model, version = served.entry.model, served.entry.version
+        nothing = wire.probes_only(replace(_now(comparison, self._clock_ms()), probes=()))
+        self._sender.comparison(model, version, served.digest, nothing)
+        log.info("holdout.withdrawn", model=model, version=version)
+
+    def _measured(self, served: Served, path: Path, reference: Baseline | None) -> wire.Comparison | None:
+        """The comparison; None where the files cannot be used, which is logged, or the agent is stopping."""
         try:
-            comparison = self._measure(served, found[0], reference)
+            return self._measure(served, path, reference)
         except (HoldoutError, PairedError) as error:
-            reason = error.reason if isinstance(error, PairedError) else "holdout_unusable"
+            model, reason = served.entry.model, error.reason if isinstance(error, PairedError) else "holdout_unusable"
             self._metrics.paired_failed_total.labels(model, "holdout", reason).inc()
-            log.error("holdout.failed", model=model, version=entry.version, reason=str(error))
-            return
-        if comparison is None:
-            return
-        self._sender.comparison(model, entry.version, served.digest, comparison)
-        self._export(served, comparison)
+            log.error("holdout.failed", model=model, version=served.entry.version, reason=str(error))
+            return None
 
     def _measure(self, served: Served, path: Path, reference: Baseline | None) -> wire.Comparison | None:
         """The comparison; None where the agent is stopping."""
@@ -90,8 +126,9 @@ class Holdouts:
             path, served.metadata.inputs, served.instrumented.batch_axes, self._settings.holdout_bytes
         )
         template = Template("holdout", HOLDOUT_FILE, holdout.digest, served.replayer.provider)
+        beside = "" if reference is None else reference.label
         try:
-            pairing = Pairing(served, reference, self._settings, template)
+            pairing = Pairing(served, reference, self._settings, replace(template, reference=beside))
         except PairedError as error:
             if reference is None:
                 raise
@@ -145,6 +182,11 @@ class Holdouts:
                 gauge.remove(model, version)
             except KeyError:
                 continue  # it was never measured
+
+
+def _now(comparison: wire.Comparison, at_ms: int) -> wire.Comparison:
+    """The same result, said at another time: rows of the detector are told apart by their times."""
+    return replace(comparison, start_ms=at_ms, end_ms=at_ms + 1)
 
 
 def _inner_probes(part: wire.Comparison, pairing: Pairing) -> wire.Comparison:

@@ -41,6 +41,12 @@ _OPTIONS = (
     click.option("--join-seconds", default=30.0, type=Finite(0.1), help="How long they wait."),
     click.option("--holdout-mib", default=256, type=click.IntRange(1), help="Largest holdout.npz, unpacked."),
     click.option(
+        "--holdout-repeat-seconds",
+        default=3600.0,
+        type=Finite(1),
+        help="A holdout's result is sent again so often; the detector's --holdout-seconds has to be longer.",
+    ),
+    click.option(
         "--mismatch-rtol", default=0.02, type=Finite(0), help="Tolerated error of an output element, per its size."
     ),
     click.option(
@@ -58,6 +64,7 @@ _NAMES = (
     "join_mib",
     "join_seconds",
     "holdout_mib",
+    "holdout_repeat_seconds",
     "mismatch_rtol",
     "mismatch_atol",
 )
@@ -91,5 +98,6 @@ def _settings(values: dict[str, Any]) -> PairedSettings:
         join_bytes=values["join_mib"] * _MIB,
         join_seconds=values["join_seconds"],
         holdout_bytes=values["holdout_mib"] * _MIB,
+        holdout_repeat_seconds=values["holdout_repeat_seconds"],
         tolerance=Tolerance(values["mismatch_rtol"], values["mismatch_atol"]),
     )

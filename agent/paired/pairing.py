@@ -12,6 +12,7 @@ from agent.batching import Tensors
 from agent.instrument import InstrumentError, instrument, open_model
 from agent.instrument.whole import WholeGraph
 from agent.models import Served
+from agent.paired.axes import all_requests_first, request_axes
 from agent.paired.baselines import Baseline
 from agent.paired.batch import Batch, Outcome, compare_batch
 from agent.paired.errors import PairedError
@@ -36,10 +37,13 @@ class Template:
     baseline: str
     digest: str
     provider: str
+    reference: str = ""
+    """What runs beside the served model on a holdout."""
 
     def blank(self, span: tuple[int, int]) -> wire.Comparison:
         """A comparison of no requests in the window ``span`` (Unix milliseconds)."""
-        return wire.Comparison(*span, self.kind, self.baseline, self.digest, self.provider, 0)
+        blank = wire.Comparison(*span, self.kind, self.baseline, self.digest, self.provider, 0)
+        return replace(blank, reference=self.reference)
 
 
 class Pairing:
@@ -70,6 +74,7 @@ class Pairing:
         self._settings = settings
         self._axes = served.instrumented.batch_axes
         self._fixed = served.replayer.batch_size
+        self._tensor_axes = request_axes(served.instrumented)
         self._elements = 0
         self._group = 0
         self._runs = 0
@@ -90,6 +95,8 @@ class Pairing:
         except (InstrumentError, ReplayError, OSError) as error:
             raise PairedError("baseline_unusable", str(error)) from error
         self.template = template or _template(served, baseline, checksum)
+        # Both tensors of a pair have one shape, so their requests lie on the same axis.
+        self._baseline_axes = {pair.baseline_tensor: self._tensor_axes.get(pair.probe.tensor, 0) for pair in self.pairs}
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -152,7 +159,7 @@ class Pairing:
         """Compares requests, a few at a time.
 
         Args:
-            inputs: arrays whose first axis is the requests.
+            inputs: arrays with the requests on the axes that the served model has them on.
             span: the window that they belong to.
             labels: shape (requests,).
             answers: outputs of the server for these requests, where there is no baseline model.
@@ -170,17 +177,18 @@ class Pairing:
         classes = 0
         for start in range(0, requests, step):
             stop = min(start + step, requests)
-            served, baseline = self._run_both(batching.cut(inputs, self._axes, start, stop), stop - start)
+            served, baseline, moved = self._run_both(batching.cut(inputs, self._axes, start, stop), stop - start)
             if answers is not None:
-                baseline = {name: value[start:stop] for name, value in answers.items()}
-            batch = Batch(stop - start, served, baseline, None if labels is None else labels[start:stop])
+                baseline = self._answers(answers, requests, start, stop)
+            batch = Batch(stop - start, served, baseline, None if labels is None else labels[start:stop], moved)
             outcome = compare_batch(blank, self.pairs, self._outputs, batch, self._tolerance())
             total = wire.merge(total, outcome.comparison)
             misfits.update(outcome.misfits)
             classes = outcome.classes
         return Outcome(total, tuple(misfits.items()), classes)
 
-    def _run_both(self, part: Tensors, requests: int) -> tuple[Tensors, Tensors | None]:
+    def _run_both(self, part: Tensors, requests: int) -> tuple[Tensors, Tensors | None, dict[str, int]]:
+        """Both sides' values, with the requests in front, and where those of the served side were, if elsewhere."""
         if self._fixed is not None and requests < self._fixed:
             part = batching.fill(part, self._axes, self._fixed)
         try:
@@ -188,13 +196,18 @@ class Pairing:
             baseline = self._baseline.run(part) if self._baseline is not None else None
         except ReplayError as error:
             raise PairedError("run_failed", str(error)) from error
-        shown = None if baseline is None else self._without_filling(baseline, requests)
-        return self._without_filling(served, requests), shown
+        ran, fixed = self._fixed or requests, self._fixed is not None
+        shown, moved = all_requests_first(served, self._tensor_axes, ran, requests, fixed=fixed)
+        if baseline is not None:
+            baseline, _ = all_requests_first(baseline, self._baseline_axes, ran, requests, fixed=fixed)
+        return shown, baseline, moved
 
-    def _without_filling(self, values: Tensors, requests: int) -> Tensors:
-        if self._fixed is None:
-            return values
-        return {name: value[:requests] if value.ndim else value for name, value in values.items()}
+    def _answers(self, answers: Tensors, requests: int, start: int, stop: int) -> Tensors:
+        """Of the server's answers to ``requests`` requests those to [start, stop), with the requests in front."""
+        axes = {name: self._tensor_axes.get(name) or 0 for name in answers}
+        front, _ = all_requests_first(answers, axes, requests, requests, fixed=self._fixed is not None)
+        # One request's may be tokens in rows: all of it is that request's.
+        return front if requests == 1 else {name: value[start:stop] for name, value in front.items()}
 
     def _tolerance(self) -> Tolerance | None:
         return self._settings.tolerance if self.template.kind in ("cpu_provider", "served_response") else None

@@ -14,6 +14,7 @@ from agent.batching import Tensors
 from agent.intake.oip import OipError, parse_response
 from agent.metrics import AgentMetrics
 from agent.models import Served, be_nice
+from agent.paired.axes import place, request_axes
 from agent.paired.baselines import Baseline, cpu_of, reference_of
 from agent.paired.choice import Choice, Task
 from agent.paired.errors import PairedError
@@ -25,7 +26,8 @@ from agent.wire import BaselineKind
 
 log = structlog.get_logger()
 _POLL_SECONDS = 0.25
-_LONGEST_REST_SECONDS = 5.0
+_REST_SECONDS = 5.0
+"""Of a long rest, after which windows that are due are sent, and what need not wait any longer is dropped."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,9 +100,17 @@ class Paired:
             self._unload_gone()
             self._send(self._windows.close(self._clock_ms()))
             busy = time.monotonic() - begin if task is not None else 0.0
-            stop.wait(min(busy * (1 / duty - 1), _LONGEST_REST_SECONDS))
+            self._rest(busy * (1 / duty - 1), stop)
         self.choice.close()
         self._send(self._windows.drain())
+
+    def _rest(self, seconds: float, stop: threading.Event) -> None:
+        """Does no comparing for so long, but what has to be done in time; returns early when stopped."""
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0 and not stop.wait(min(left, _REST_SECONDS)):
+            self.choice.expire()
+            self._unload_gone()
+            self._send(self._windows.close(self._clock_ms()))
 
     def _has_baseline(self, served: Served) -> bool:
         target = self._targets.get(served.entry.model)
@@ -153,6 +163,9 @@ class Paired:
         self._metrics.paired_unmatched_probes.labels(source.model, kind).set(len(left_out))
         if self._left_out.get((source.model, kind), {}) != left_out:
             self._left_out[source.model, kind] = left_out
+            if not left_out:
+                log.info("paired.all_compared", model=source.model, version=source.version, kind=kind)
+                return
             listing = [f"{probe}: {reason}" for probe, reason in sorted(left_out.items())]
             log.warning("paired.left_out", model=source.model, version=source.version, kind=kind, probes=listing)
 
@@ -170,8 +183,10 @@ class Paired:
         )
         if parsed.version is not None and parsed.version != task.served.entry.version:
             raise PairedError("other_version", f"the response is version {parsed.version[:40]!r}'s")
+        axes, fixed = request_axes(task.served.instrumented), task.served.replayer.batch_size is not None
         for name, value in parsed.outputs.items():
-            if value.ndim == 0 or len(value) != task.requests:
+            found = place(value.shape, axes.get(name, 0) or 0, task.requests, fixed=fixed)
+            if value.ndim == 0 or (found is None and task.requests != 1):  # all of it is the one request's
                 raise PairedError(
                     "bad_response", f"output {name!r} has shape {list(value.shape)} for {task.requests} requests"
                 )

@@ -35,6 +35,8 @@ class PairedSettings:
     """Largest model file that is loaded once more for it."""
     holdout_bytes: int = 256 * _MIB
     """Largest holdout, unpacked."""
+    holdout_repeat_seconds: float = 3600.0
+    """How often a holdout's result is sent again while it holds: the detector forgets what is not repeated."""
     max_batch: int = 32
     tolerance: Tolerance = field(default_factory=lambda: Tolerance(rtol=0.02, atol=0.02))
     limits: Limits = field(default_factory=Limits)

@@ -29,7 +29,7 @@ class Trickle:
 
     def keep(self, identity: bytes) -> bool:
         """Whether the request of this identity (`agent.sampling.identity`) is in the share."""
-        return self._sampler.keep(identity)
+        return self._sampler.chooses(identity)
 
     def take(self, requests: int) -> bool:
         """Whether this minute has room for so many requests; if so, it is taken.

@@ -97,8 +97,9 @@ class Replayer:
     @property
     def batch_size(self) -> int | None:
         """The only batch size the model takes; None where it is free."""
-        fixed = [port.shape[0] for port in self.inputs if port.shape and port.shape[0] > 0]
-        return fixed[0] if fixed else None
+        axes = {port.name: self._batch_axes.get(port.name, 0) for port in self.inputs}
+        extents = [port.shape[axis] for port in self.inputs if (axis := axes[port.name]) is not None and port.shape]
+        return next((extent for extent in extents if extent > 0), None)
 
     def run(self, inputs: Tensors, *, shrink: bool = False) -> dict[str, Pooled]:
         """Pooled values by probe name for one batch.

@@ -17,7 +17,7 @@ from typing import Any
 
 from agent.wire.messages import Comparison, ProbeComparison
 
-_SAME = ("kind", "baseline", "baseline_digest", "provider", "start_ms", "end_ms")
+_SAME = ("kind", "baseline", "baseline_digest", "reference", "provider", "start_ms", "end_ms")
 COUNTS = (
     "n",
     "top1_n",
@@ -37,7 +37,8 @@ def merge(a: Comparison, b: Comparison) -> Comparison:
     """Both together, their probes in graph order; a probe that one side lacks is kept as it is.
 
     Raises:
-        ValueError: they differ in kind, baseline, its digest, provider or window, or a probe does not fit its namesake.
+        ValueError: they differ in kind, baseline, its digest, reference, provider or window, or a probe does not fit
+            its namesake.
     """
     for name in _SAME:
         if getattr(a, name) != getattr(b, name):

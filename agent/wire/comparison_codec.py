@@ -50,6 +50,7 @@ def comparison_out(body: Comparison) -> pb.Comparison:
         baseline=body.baseline,
         baseline_digest=body.baseline_digest,
         provider=body.provider,
+        reference=body.reference,
         probes=[_probe_comparison_out(item) for item in body.probes],
         **{name: getattr(body, name) for name in COUNTS},
     )
@@ -64,10 +65,14 @@ def comparison_in(message: pb.Comparison) -> Comparison:
         raise WireError(f"the comparison's kind {message.kind} is unknown")
     if not message.baseline:
         raise WireError("the comparison's baseline is empty")
+    if message.reference and kind != "holdout":
+        raise WireError(f"a comparison of kind {kind} names a reference beside its baseline")
     counts = {name: int(getattr(message, name)) for name in COUNTS}
     for part, whole in _PART_OF:
         if counts[part] > counts[whole]:
             raise WireError(f"the comparison's {part} {counts[part]} exceeds its {whole} {counts[whole]}")
+    if kind == "holdout" and counts["baseline_n"] and not message.reference:
+        raise WireError("the comparison has a baseline_n, but its reference is empty")
     if counts["n"] > _MOST:
         raise WireError("a count exceeds 63 bits")
     if counts["only_served_correct"] + counts["only_baseline_correct"] > counts["baseline_n"]:
@@ -84,6 +89,7 @@ def comparison_in(message: pb.Comparison) -> Comparison:
         baseline_digest=message.baseline_digest,
         provider=message.provider,
         probes=probes,
+        reference=message.reference,
         **counts,
     )
 

@@ -129,6 +129,8 @@ class Comparison:
     """Requests with an output beyond tolerance."""
     probes: tuple[ProbeComparison, ...] = ()
     """In graph order; outputs of the model are probes too."""
+    reference: str = ""
+    """What a holdout ran beside the served model: "reference.onnx" or a version; empty where it ran alone."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -418,6 +418,7 @@ class Comparison(_message.Message):
     ONLY_BASELINE_CORRECT_FIELD_NUMBER: _builtins.int
     MISMATCHED_FIELD_NUMBER: _builtins.int
     PROBES_FIELD_NUMBER: _builtins.int
+    REFERENCE_FIELD_NUMBER: _builtins.int
     start_unix_ms: _builtins.int
     """window of the requests; for HOLDOUT: when it ran"""
     end_unix_ms: _builtins.int
@@ -445,6 +446,8 @@ class Comparison(_message.Message):
     only_baseline_correct: _builtins.int
     mismatched: _builtins.int
     """requests with an output beyond tolerance"""
+    reference: _builtins.str
+    """HOLDOUT only: what ran beside the served model, "reference.onnx" or "3" (a version);"""
     @_builtins.property
     def probes(self) -> _containers.RepeatedCompositeFieldContainer[Global___ProbeComparison]:
         """in graph order; outputs of the model are probes too"""
@@ -469,10 +472,11 @@ class Comparison(_message.Message):
         only_baseline_correct: _builtins.int = ...,
         mismatched: _builtins.int = ...,
         probes: _abc.Iterable[Global___ProbeComparison] | None = ...,
+        reference: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accuracy_n", b"accuracy_n", "baseline", b"baseline", "baseline_correct", b"baseline_correct", "baseline_digest", b"baseline_digest", "baseline_n", b"baseline_n", "end_unix_ms", b"end_unix_ms", "kind", b"kind", "mismatched", b"mismatched", "n", b"n", "only_baseline_correct", b"only_baseline_correct", "only_served_correct", b"only_served_correct", "probes", b"probes", "provider", b"provider", "served_correct", b"served_correct", "start_unix_ms", b"start_unix_ms", "top1_agree", b"top1_agree", "top1_n", b"top1_n"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accuracy_n", b"accuracy_n", "baseline", b"baseline", "baseline_correct", b"baseline_correct", "baseline_digest", b"baseline_digest", "baseline_n", b"baseline_n", "end_unix_ms", b"end_unix_ms", "kind", b"kind", "mismatched", b"mismatched", "n", b"n", "only_baseline_correct", b"only_baseline_correct", "only_served_correct", b"only_served_correct", "probes", b"probes", "provider", b"provider", "reference", b"reference", "served_correct", b"served_correct", "start_unix_ms", b"start_unix_ms", "top1_agree", b"top1_agree", "top1_n", b"top1_n"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

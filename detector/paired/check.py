@@ -20,7 +20,9 @@ from detector.store.types import AgentComparison, ModelVersion
 class ComparisonStore(Protocol):
     """The part of the store that paired checks need."""
 
-    def comparisons(self, version_id: int, since: datetime, until: datetime) -> list[AgentComparison]: ...
+    def comparisons(
+        self, version_id: int, since: datetime, until: datetime, holdouts_since: datetime
+    ) -> list[AgentComparison]: ...
     def channel_activity(self, of: Sequence[AgentComparison], layer: str) -> tuple[Ints, Ints]: ...
     def probes(self, version_id: int) -> list[Probe]: ...
 
@@ -30,7 +32,8 @@ def extended(
 ) -> Check:
     """``check`` with what the comparisons of the lookback say, and its status where they make findings."""
     since = now - timedelta(seconds=settings.paired_seconds)
-    found = groups(store.comparisons(version.id, since, now))
+    holdouts_since = now - timedelta(seconds=settings.holdout_seconds)
+    found = groups(store.comparisons(version.id, since, now, holdouts_since))
     if not found:
         return check
     verdicts = judge(found, _output(store.probes(version.id)), settings)
@@ -48,14 +51,12 @@ def extended(
 
 def judge(found: Sequence[Group], output: Probe, settings: PairedSettings) -> list[Verdict]:
     """The verdicts on all groups; ``output`` is the layer to name where no compared layer explains a difference."""
-    references = [group.total.baseline for group in found if group.total.kind == "reference_model"]
     verdicts: list[Verdict] = []
     for group in found:
         if group.total.kind in ("reference_model", "holdout"):
-            # A holdout's baseline is the labels' file; which model stood beside the served one, the others say.
-            models = references if group.total.kind == "holdout" else [group.total.baseline]
-            previous = bool(models) and not any(name.endswith(".onnx") for name in models)
-            cause: Cause = "model_change" if previous else "quantization_fault"
+            # A holdout's baseline is the labels' file; its reference is the model that stood beside the served one.
+            beside = group.total.reference if group.total.kind == "holdout" else group.total.baseline
+            cause: Cause = "quantization_fault" if beside.endswith(".onnx") else "model_change"
             # Requests and holdout lose the same layers: behind the origin, each is told once.
             told = {one.finding.layer for one in verdicts if one.finding.test == "quantization"}
             verdicts += [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from functools import reduce
 
 from agent.wire import Comparison, cosine, merge, sqnr_db
@@ -29,7 +30,14 @@ class PairedSettings:
     paired_level: float = 0.001
     """Chance that a paired test of a check errs."""
     paired_seconds: float = 3600.0
-    """Comparisons older than this are not looked at, a holdout's newest excepted."""
+    """Comparisons older than this are not looked at."""
+    holdout_seconds: float = 10800.0
+    """How long a holdout's result counts after an agent said it last: thrice `--holdout-repeat-seconds` of agents."""
+
+    @property
+    def lookback(self) -> timedelta:
+        """What is older says nothing of any kind."""
+        return timedelta(seconds=max(self.paired_seconds, self.holdout_seconds))
 
     def __post_init__(self) -> None:
         bounds = {
@@ -40,6 +48,7 @@ class PairedSettings:
             "max_mismatch": 0 <= self.max_mismatch < 1,
             "paired_level": 0 < self.paired_level < 1,
             "paired_seconds": self.paired_seconds > 0,
+            "holdout_seconds": self.holdout_seconds > 0,
         }
         wrong = [f"{name} = {getattr(self, name)}" for name, good in bounds.items() if not good]
         if wrong:
@@ -62,21 +71,39 @@ class Group:
 def groups(comparisons: Sequence[AgentComparison]) -> list[Group]:
     """By kind and baseline; only its newest file, where a baseline's name was used for several.
 
-    A holdout is the same requests for every agent: adding agents up would count them several times, so the newest run
-    on each execution provider stands for all.
+    A holdout is the same requests for every agent: adding agents up would count them several times. Of each agent the
+    newest run counts, and of these the newest on each execution provider stands for all; where that one is of no
+    requests, the holdout was withdrawn.
     """
     found: dict[tuple[str, str, str], list[AgentComparison]] = {}
-    for one in comparisons:
+    for one in _newest_holdouts(comparisons):
         body = one.comparison
         provider = body.provider if body.kind == "holdout" else ""
         found.setdefault((body.kind, body.baseline, provider), []).append(one)
     made = []
     for members in found.values():
-        newest = max(members, key=lambda one: (one.comparison.end_ms, one.comparison.start_ms, one.agent_id))
+        newest = max(members, key=_age)
         digest = newest.comparison.baseline_digest
         same = [one for one in members if one.comparison.baseline_digest == digest]
-        made.append(joined([newest] if newest.comparison.kind == "holdout" else same))
+        if newest.comparison.kind != "holdout":
+            made.append(joined(same))
+        elif newest.comparison.n:
+            made.append(joined([newest]))
     return made
+
+
+def _newest_holdouts(comparisons: Sequence[AgentComparison]) -> list[AgentComparison]:
+    """Without the holdouts that their agents have run again since, as with another file or on another provider."""
+    newest: dict[str, AgentComparison] = {}
+    for one in comparisons:
+        if one.comparison.kind == "holdout":
+            newest[one.agent_id] = max(newest.get(one.agent_id, one), one, key=_age)
+    return [one for one in comparisons if one.comparison.kind != "holdout" or newest[one.agent_id] is one]
+
+
+def _age(one: AgentComparison) -> tuple[int, int, str]:
+    """Larger for what is newer."""
+    return one.comparison.end_ms, one.comparison.start_ms, one.agent_id
 
 
 def joined(members: Sequence[AgentComparison]) -> Group:

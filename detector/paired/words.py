@@ -24,7 +24,8 @@ def decibels(value: float) -> str:
 
 def baseline(total: Comparison) -> str:
     """What the served model was compared with."""
-    named = {"served_response": "the served response", "holdout": f"the reference model on {total.baseline}"}
+    beside = f"version {total.reference}" if total.reference.isdecimal() else "the reference model"
+    named = {"served_response": "the served response", "holdout": f"{beside} on {total.baseline}"}
     return named.get(total.kind, total.baseline)
 
 

@@ -17,10 +17,15 @@ from detector.store.merging import moment
 from detector.store.tables import COMPARISON_COUNTS
 from detector.store.types import AgentComparison
 
+_NAMES = ("kind", "baseline", "baseline_digest", "reference", "provider")
 
-def read(connection: Connection, version_id: int, since: datetime, until: datetime) -> list[AgentComparison]:
+
+def read(
+    connection: Connection, version_id: int, since: datetime, until: datetime, holdouts_since: datetime
+) -> list[AgentComparison]:
     """See `Store.comparisons`."""
-    rows = connection.execute(_TOTALS, {"id": version_id, "since": since, "until": until}).mappings().all()
+    about = {"id": version_id, "since": since, "until": until, "holdouts_since": holdouts_since}
+    rows = connection.execute(_TOTALS, about).mappings().all()
     if not rows:
         return []
     items: dict[int, list[ProbeComparison]] = {row["source_id"]: [] for row in rows}
@@ -35,7 +40,7 @@ def read(connection: Connection, version_id: int, since: datetime, until: dateti
                 start_ms=_ms(row["window_start"]),
                 end_ms=_ms(row["window_end"]),
                 probes=tuple(items[row["source_id"]]),
-                **{name: row[name] for name in ("kind", "baseline", "baseline_digest", "provider", *COMPARISON_COUNTS)},
+                **{name: row[name] for name in (*_NAMES, *COMPARISON_COUNTS)},
             ),
         )
         for row in rows
@@ -72,7 +77,7 @@ def _ms(time: datetime) -> int:
 
 
 _ADDED_COUNTS = ", ".join(f"sum(c.{name})::bigint AS {name}" for name in COMPARISON_COUNTS)
-# A holdout is the same requests at every run: runs are never added up, the newest stands for its source.
+# A holdout is the same requests however often it is told: what was told last stands for its source.
 _TOTALS = text(
     f"""
     WITH picked AS (
@@ -81,12 +86,14 @@ _TOTALS = text(
           AND c.window_start >= :since AND c.window_start < :until AND c.window_end <= :until
         UNION ALL
         SELECT newest.* FROM comparison_sources s CROSS JOIN LATERAL (
-            SELECT * FROM comparisons h WHERE h.source_id = s.id AND h.window_end <= :until
+            SELECT * FROM comparisons h
+            WHERE h.source_id = s.id AND h.window_start >= :holdouts_since AND h.window_start < :until
+              AND h.window_end <= :until
             ORDER BY h.window_start DESC, h.window_end DESC LIMIT 1
         ) newest
         WHERE s.model_version_id = :id AND s.kind = 'holdout'
     )
-    SELECT s.id AS source_id, s.kind, s.baseline, s.baseline_digest, s.provider, s.agent_id,
+    SELECT s.id AS source_id, s.kind, s.baseline, s.baseline_digest, s.reference, s.provider, s.agent_id,
            min(c.window_start) AS window_start, max(c.window_end) AS window_end, {_ADDED_COUNTS}
     FROM picked c
     JOIN comparison_sources s ON s.id = c.source_id

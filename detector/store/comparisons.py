@@ -21,9 +21,9 @@ from detector.store.errors import StoreRefused
 from detector.store.merging import moment
 from detector.store.tables import COMPARISON_COUNTS, comparison_sources, comparisons, probe_comparisons, probes
 
-SourceKey = tuple[int, str, str, str, str, str]
-"""Model version's id, kind, baseline, digest, provider, agent."""
-_SOURCE = ("model_version_id", "kind", "baseline", "baseline_digest", "provider", "agent_id")
+SourceKey = tuple[int, str, str, str, str, str, str]
+"""Model version's id, kind, baseline, digest, reference, provider, agent."""
+_SOURCE = ("model_version_id", "kind", "baseline", "baseline_digest", "reference", "provider", "agent_id")
 SUMS = ("n", "elements", "signal", "power", "noise", "cross_sum", "mismatched", "nonfinite")
 _ARRAYS = ("only_served_active", "only_baseline_active")
 _PROBE_KEY = ("source_id", "probe_id", "window_start", "window_end")
@@ -57,7 +57,7 @@ def merge_comparisons(connection: Connection, batch: Sequence[tuple[int, Envelop
 
 
 def _source_key(version_id: int, agent_id: str, body: Comparison) -> SourceKey:
-    return version_id, body.kind, body.baseline, body.baseline_digest, body.provider, agent_id
+    return version_id, body.kind, body.baseline, body.baseline_digest, body.reference, body.provider, agent_id
 
 
 def _source_ids(connection: Connection, keys: Iterable[SourceKey]) -> dict[SourceKey, int]:
@@ -67,9 +67,12 @@ def _source_ids(connection: Connection, keys: Iterable[SourceKey]) -> dict[Sourc
     table = comparison_sources.c
     rows = connection.execute(select(comparison_sources).where(table.model_version_id.in_({key[0] for key in wanted})))
     return {
-        (row.model_version_id, row.kind, row.baseline, row.baseline_digest, row.provider, row.agent_id): row.id
+        (
+            row.model_version_id, row.kind, row.baseline, row.baseline_digest, row.reference, row.provider,
+            row.agent_id,
+        ): row.id
         for row in rows
-    }
+    }  # fmt: skip
 
 
 def _probe_ids(connection: Connection, items: Sequence[tuple[int, ProbeComparison]]) -> dict[tuple[int, str], int]:

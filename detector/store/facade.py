@@ -87,6 +87,11 @@ class Store:
         with self._database.begin() as connection:
             return versions.with_windows(connection, since)
 
+    def compared_versions(self, since: datetime) -> list[tuple[ModelVersion, datetime]]:
+        """Versions with a comparison that ends after ``since``, each with the end of its newest one."""
+        with self._database.begin() as connection:
+            return versions.with_comparisons(connection, since)
+
     def model_version(self, model: str, version: str | None) -> ModelVersion | None:
         """The newest of that name; ``version`` None: the newest of the model."""
         with self._database.begin() as connection:
@@ -124,11 +129,13 @@ class Store:
 
     # Comparisons with a baseline
 
-    def comparisons(self, version_id: int, since: datetime, until: datetime) -> list[AgentComparison]:
-        """Per agent and baseline, summed over the windows inside [since, until]; of a holdout the newest run before
-        ``until``, however old. Without counts by channel."""
+    def comparisons(
+        self, version_id: int, since: datetime, until: datetime, holdouts_since: datetime
+    ) -> list[AgentComparison]:
+        """Per agent and baseline, summed over the windows inside [since, until]; of a holdout what was told last
+        between ``holdouts_since`` and ``until``. Without counts by channel."""
         with self._database.begin() as connection:
-            return comparison_reading.read(connection, version_id, since, until)
+            return comparison_reading.read(connection, version_id, since, until, holdouts_since)
 
     def channel_activity(
         self, of: Sequence[AgentComparison], layer: str

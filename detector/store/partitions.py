@@ -21,7 +21,7 @@ PARTITIONED: dict[str, str | None] = {
     "comparisons": _HOLDOUTS,
     "probe_comparisons": _HOLDOUTS,
 }
-"""Tables, and which of their rows stay for ever: a holdout runs once per deployment, and its verdict has no other."""
+"""Tables, and of which of their rows the newest stays for ever: a version's accuracy, however long ago it served."""
 LOCK_TIMEOUT = "5s"
 """Ingest waits behind this; where the lock is not had in time, the next round tries again."""
 _CHILDREN = text(
@@ -74,7 +74,8 @@ def _make(connection: Connection, parent: str, day: date) -> None:
 
 
 def _drop(connection: Connection, parent: str, oldest: date, stays: str | None) -> None:
-    """Drops days before ``oldest``; rows of which ``stays`` holds move to the default partition."""
+    """Drops days before ``oldest``; rows of which ``stays`` holds move to the default partition, where each source's
+    newest stays."""
     for name in connection.execute(_CHILDREN, {"parent": parent}).scalars().all():
         match = re.fullmatch(rf"{parent}_(\d{{8}})", name)
         if match and date.fromisoformat(match[1]) < oldest:
@@ -82,8 +83,9 @@ def _drop(connection: Connection, parent: str, oldest: date, stays: str | None) 
                 connection.execute(text(f"ALTER TABLE {parent} DETACH PARTITION {name}"))
                 connection.execute(text(f"INSERT INTO {parent} SELECT * FROM {name} WHERE {stays}"))  # noqa: S608
             connection.execute(text(f"DROP TABLE {name}"))
-    gone = f"window_start < :oldest AND NOT ({stays or 'false'})"
-    late = text(f"DELETE FROM {parent}_default WHERE {gone}")  # noqa: S608
+    newer = f"SELECT FROM {parent} newer WHERE newer.source_id = d.source_id AND newer.window_start > d.window_start"
+    kept = "false" if stays is None else f"d.{stays} AND NOT EXISTS ({newer})"
+    late = text(f"DELETE FROM {parent}_default d WHERE d.window_start < :oldest AND NOT ({kept})")  # noqa: S608
     connection.execute(late, {"oldest": _midnight(oldest)})
 
 

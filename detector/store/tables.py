@@ -112,7 +112,7 @@ comparison_sources = Table(
     metadata,
     _id(),
     *_numbers(Integer, "model_version_id"),
-    *_text("kind", "baseline", "baseline_digest", "provider", "agent_id"),
+    *_text("kind", "baseline", "baseline_digest", "reference", "provider", "agent_id"),
 )
 
 comparisons = Table(

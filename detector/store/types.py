@@ -86,7 +86,7 @@ class Reference:
 
 @dataclass(frozen=True, slots=True)
 class AgentComparison:
-    """What one agent compared with one baseline, summed over time; a holdout's newest run."""
+    """What one agent compared with one baseline, summed over time; a holdout as it was told last."""
 
     source_id: int
     agent_id: str

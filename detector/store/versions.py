@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, cast
 
 from sqlalchemy import Connection, RowMapping, Select, func, select, text
@@ -11,7 +11,7 @@ from sqlalchemy import Connection, RowMapping, Select, func, select, text
 from agent.wire import Probe, ProbeKind
 from detector.store import locks
 from detector.store.errors import StoreError
-from detector.store.tables import deployments, model_versions, windows
+from detector.store.tables import comparison_sources, comparisons, deployments, model_versions, windows
 from detector.store.tables import probes as probe_table
 from detector.store.types import ModelVersion
 
@@ -38,6 +38,22 @@ def with_windows(connection: Connection, since: datetime) -> list[ModelVersion]:
     query = select(found).where(found.c.last_window_end > since)
     rows = connection.execute(query.order_by(found.c.model, found.c.first_seen, found.c.id))
     return _versions(rows.mappings().all())
+
+
+def with_comparisons(connection: Connection, since: datetime) -> list[tuple[ModelVersion, datetime]]:
+    """See `Store.compared_versions`."""
+    table = comparisons.c
+    last = (
+        select(comparison_sources.c.model_version_id.label("id"), func.max(table.window_end).label("last"))
+        .join(comparison_sources, comparison_sources.c.id == table.source_id)
+        # The bound on window_start lets Postgres skip former days: a comparison's window is far shorter than a day.
+        .where(table.window_end > since, table.window_start > since - timedelta(days=1))
+        .group_by(comparison_sources.c.model_version_id)
+        .subquery()
+    )
+    ends = {row.id: row.last for row in connection.execute(select(last))}
+    rows = connection.execute(_select().where(model_versions.c.id.in_(ends)).order_by(model_versions.c.id))
+    return [(version, ends[version.id]) for version in _versions(rows.mappings().all())]
 
 
 def newest(connection: Connection, model: str, version: str | None) -> ModelVersion | None:

@@ -17,9 +17,10 @@ CREATE TABLE comparison_sources (
     kind text NOT NULL CHECK (kind IN ('reference_model', 'cpu_provider', 'served_response', 'holdout')),
     baseline text NOT NULL,
     baseline_digest text NOT NULL,
+    reference text NOT NULL,
     provider text NOT NULL,
     agent_id text NOT NULL,
-    UNIQUE (model_version_id, kind, baseline, baseline_digest, provider, agent_id)
+    UNIQUE (model_version_id, kind, baseline, baseline_digest, reference, provider, agent_id)
 )
 """
 
@@ -75,7 +76,7 @@ _SQNR = """
 _MODEL_COMPARISONS = f"""
 CREATE VIEW model_comparisons AS
 SELECT v.id AS model_version_id, v.model, v.version, v.digest,
-       s.kind, s.baseline, s.baseline_digest, s.provider, s.agent_id, c.window_start, c.window_end,
+       s.kind, s.baseline, s.baseline_digest, s.reference, s.provider, s.agent_id, c.window_start, c.window_end,
        c.n, c.top1_n, c.top1_agree, c.top1_agree / nullif(c.top1_n, 0)::double precision AS top1_agreement,
        c.accuracy_n, c.served_correct / nullif(c.accuracy_n, 0)::double precision AS accuracy,
        c.baseline_n, c.baseline_correct / nullif(c.baseline_n, 0)::double precision AS baseline_accuracy,

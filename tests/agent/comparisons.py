@@ -68,7 +68,7 @@ def holdout(**changed: Any) -> wire.Comparison:
         baseline_n=100,
         only_served_correct=1,
         only_baseline_correct=4,
-        **changed,
+        **{"reference": "reference.onnx", **changed},
     )
 
 

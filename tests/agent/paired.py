@@ -25,6 +25,7 @@ from agent.paired.settings import PairedSettings
 from agent.paired.sums import Tolerance
 from agent.replay import output_types
 from agent.repository import Entry, digest
+from tests.agent.models import Builder
 
 CPU = "CPUExecutionProvider"
 IMAGE = TensorSpec("image", "FP32", (-1, 1, 8, 8))
@@ -98,6 +99,23 @@ def permuted(model: onnx.ModelProto) -> onnx.ModelProto:
     return clone
 
 
+def recurrent(x: Sequence[int | str], state: Sequence[int | str], *, requests_first: bool = False) -> onnx.ModelProto:
+    """A GRU of 5 over ``x`` (steps, requests, 3) that starts from ``state`` (1, requests, 5).
+
+    Its outputs are relu_out (steps, requests, 5) and the new state. With ``requests_first``, ``x`` is
+    (requests, steps, 3).
+    """
+    b = Builder()
+    steps = b.node("Transpose", ["x"], "turn", perm=[1, 0, 2]) if requests_first else "x"
+    weights = [b.weight("gru_w", 1, 15, 3), b.weight("gru_r", 1, 15, 5)]
+    b.nodes.append(
+        onnx.helper.make_node("GRU", [steps, *weights, "", "", "state"], ["all", "new_state"], "gru", hidden_size=5)
+    )
+    b.weights.append(numpy_helper.from_array(np.array([1], np.int64), "one"))
+    y = b.node("Relu", [b.node("Squeeze", ["all", "one"], "squeeze")], "relu")
+    return b.model({"x": x, "state": state}, {y: 3, "new_state": 3})
+
+
 def with_weight(model: onnx.ModelProto, weight: str, values: Sequence[float]) -> onnx.ModelProto:
     """The model with other values in a weight of one axis."""
     clone = onnx.ModelProto()
@@ -127,19 +145,25 @@ def serve(
     probes: Sequence[wire.Probe] | None = None,
     provider: str = CPU,
     batch_size: int | None = None,
+    outputs: Sequence[TensorSpec] = (LOGITS,),
 ) -> Served:
     """The served model in ``path`` (`<model>/<version>/model.onnx`), without the session that replays it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     onnx.save(model, path)
     status = path.stat()
     entry = Entry(path.parent.parent.name, path.parent.name, path, (status.st_mtime_ns, status.st_size))
-    known = instrument(model, output_types).probes if probes is None else tuple(probes)
+    made = instrument(model, output_types) if probes is None else None
+    known = SimpleNamespace(
+        probes=tuple(probes or ()) if made is None else made.probes,
+        batch_axes={"image": 0} if made is None else made.batch_axes,
+        request_axes={probe.name: 0 for probe in probes or ()} if made is None else made.request_axes,
+    )
     return Served(
         entry,
         digest(path),
-        cast(Instrumented, SimpleNamespace(probes=known, batch_axes={"image": 0})),
+        cast(Instrumented, known),
         cast(Engine, SimpleNamespace(provider=provider, batch_size=batch_size)),
-        ModelMetadata(entry.model, entry.version, True, (IMAGE,), (LOGITS,)),
+        ModelMetadata(entry.model, entry.version, True, (IMAGE,), tuple(outputs)),
         ModelGauges(AgentMetrics(), entry.model, entry.version),
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from agent.paired.holdout import HoldoutError, check_classes, read_holdout
 from agent.paired.holdouts import Holdouts
 from agent.replay import Device, FullSession
 from agent.sender import Sender
+from tests.agent.comparisons import same
 from tests.agent.models import Builder, small_cnn
 from tests.agent.paired import IMAGE, by_name, images, permuted, settings, with_weight
 
@@ -47,7 +49,8 @@ class Agent:
         self.stop = threading.Event()
         self.outbox = Outbox(tmp_path / "outbox.db", 1 << 24)
         sender = Sender(self.outbox, "pod-1", 1 << 20)
-        self.holdouts = Holdouts(settings(**changed), sender, self.metrics, self.stop)
+        self.now = 1_000_000
+        self.holdouts = Holdouts(settings(**changed), sender, self.metrics, self.stop, lambda: self.now)
         self.models = Models(
             self.root,
             self.metrics,
@@ -91,6 +94,7 @@ def test_accuracy_of_served_and_reference_model(agent: Agent) -> None:
     assert isinstance(got, wire.Comparison)
     right, reference = served == labels, predicted(small_cnn(), inputs) == labels
     assert (got.kind, got.baseline, len(got.baseline_digest)) == ("holdout", "holdout.npz", 64)
+    assert got.reference == "reference.onnx"
     assert (got.n, got.accuracy_n, got.baseline_n) == (100, 100, 100)
     assert (got.served_correct, got.baseline_correct) == (right.sum(), 90)
     assert 0 < right.sum() < 90
@@ -125,8 +129,19 @@ def test_without_a_reference_there_is_accuracy_alone(agent: Agent) -> None:
     agent.models.refresh()
     got = agent.sent()[1]
     assert (got.accuracy_n, got.served_correct, got.baseline_n, got.top1_n, got.probes) == (33, 33, 0, 0, ())
+    assert got.reference == ""
     assert agent.value("validation_accuracy", model="digits", version="1") == 1.0
     assert agent.value("quantized_accuracy_delta", model="digits", version="1") is None
+
+
+def test_a_former_version_is_named_as_what_the_holdout_ran_against(tmp_path: Path) -> None:
+    agent = Agent(tmp_path, compare_previous=True)
+    save(agent.root / "digits" / "holdout.npz", image=images(5), labels=np.zeros(5, int))
+    agent.put("3", small_cnn())
+    agent.put("4", permuted(small_cnn()))
+    agent.models.refresh()
+    got = agent.sent()[1]
+    assert (got.baseline_n, got.reference) == (5, "3")
 
 
 def test_the_provider_is_the_one_that_ran_it(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,7 +158,8 @@ def test_an_unusable_reference_costs_the_delta_only(agent: Agent) -> None:
     agent.put("1", small_cnn())
     (agent.root / "digits" / "1" / "reference.onnx").write_bytes(b"no model")
     agent.models.refresh()
-    assert agent.sent()[1].accuracy_n == 5
+    got = agent.sent()[1]
+    assert (got.accuracy_n, got.reference) == (5, "")
     assert agent.value("paired_failed_total", model="digits", kind="holdout", reason="baseline_unusable") == 1
 
 
@@ -164,10 +180,46 @@ def test_it_runs_again_when_model_reference_or_holdout_change_and_not_else(agent
     assert [type(body) for body in agent.sent()] == [wire.Deployment, wire.Comparison]
     assert agent.value("validation_accuracy", model="digits", version="1") is None, "that version has gone"
     assert agent.value("validation_accuracy", model="digits", version="2") is not None
-    path.unlink()
+
+
+def test_a_result_is_told_again_while_its_files_are_there(tmp_path: Path) -> None:
+    agent = Agent(tmp_path, holdout_repeat_seconds=60)
+    path = save(agent.root / "digits" / "holdout.npz", image=images(5), labels=np.zeros(5, int))
+    agent.put("1", small_cnn())
+    agent.put("1", small_cnn(), "reference.onnx")
+    agent.models.refresh()
+    first = agent.sent()[1]
+    for passed, told in ((59_999, 0), (1, 1), (59_999, 0), (1, 1)):
+        agent.now += passed
+        agent.models.refresh()
+        again = agent.sent()
+        assert len(again) == told
+    (last,) = again
+    assert (last.start_ms, last.end_ms) == (agent.now, agent.now + 1)
+    assert same(replace(last, start_ms=first.start_ms, end_ms=first.end_ms), first)
+    save(path, image=images(5), labels=np.full(5, 7))  # no class of the model's
+    agent.models.refresh()
+    assert [body.n for body in agent.sent()] == [0], "what was told is of another file"
+    agent.now += 60_000
     agent.models.refresh()
     assert agent.sent() == []
-    assert agent.value("validation_accuracy", model="digits", version="2") is None
+
+
+def test_a_holdout_that_was_deleted_is_withdrawn(agent: Agent) -> None:
+    path = save(agent.root / "digits" / "holdout.npz", image=images(5), labels=np.zeros(5, int))
+    agent.put("1", small_cnn())
+    agent.models.refresh()
+    told = agent.sent()[1]
+    path.unlink()
+    agent.now += 1
+    agent.models.refresh()
+    (gone,) = agent.sent()
+    assert (gone.kind, gone.baseline, gone.baseline_digest) == ("holdout", "holdout.npz", told.baseline_digest)
+    assert (gone.n, gone.accuracy_n, gone.probes, gone.start_ms) == (0, 0, (), agent.now)
+    assert agent.value("validation_accuracy", model="digits", version="1") is None
+    agent.now += 10_000_000
+    agent.models.refresh()
+    assert agent.sent() == []
 
 
 def test_stopping_interrupts_it_and_sends_nothing(agent: Agent) -> None:
@@ -219,6 +271,11 @@ ZEROS = np.zeros(4, np.int64)
         ({"image": np.ones((4, 1, 8, 9), "f4"), "labels": ZEROS}, r"the model wants \[-1, 1, 8, 8\]"),
         ({"image": np.ones((4, 64), "f4"), "labels": ZEROS}, r"the model wants \[-1, 1, 8, 8\]"),
         ({"image": np.ones((4, 1, 8, 8), "i8"), "labels": ZEROS}, "'image' is int64, the model wants float32"),
+        ({"image": np.full((4, 1, 8, 8), np.nan, "f4"), "labels": ZEROS}, "'image' has 256 elements that are NaN"),
+        (
+            {"image": np.full((4, 1, 8, 8), 1e300), "labels": ZEROS},
+            "'image' has 256 elements that are NaN or infinite as f",
+        ),
         ({"image": np.full((4, 1, 8, 8), None), "labels": ZEROS}, "not an .npz file of plain arrays"),
     ],
 )

@@ -14,11 +14,13 @@ from agent.instrument import InstrumentError, instrument
 from agent.instrument.whole import WholeGraph
 from agent.models import Served
 from agent.paired.baselines import Baseline, cpu_of, reference_of
+from agent.paired.batch import Batch, compare_batch
 from agent.paired.errors import PairedError
 from agent.paired.groups import plan
 from agent.paired.matching import Pair
 from agent.paired.pairing import Pairing
 from agent.replay import FullSession
+from tests.agent.comparisons import comparison
 from tests.agent.models import Builder, small_cnn
 from tests.agent.paired import (
     SPAN,
@@ -28,6 +30,7 @@ from tests.agent.paired import (
     permuted,
     quantized,
     quantized_probes,
+    recurrent,
     serve,
     settings,
     with_weight,
@@ -85,18 +88,43 @@ def test_two_int8_models_are_compared_as_their_readers_see_them(tmp_path: Path, 
     assert wire.sqnr_db(third) > 20
 
 
-def test_tokens_are_compared_one_request_at_a_time(tmp_path: Path) -> None:
+def token_rows(batch: int | str) -> onnx.ModelProto:
     b = Builder()
     rows = b.node("Reshape", ["tokens", "rows"], "flatten")
     b.weights.append(onnx.numpy_helper.from_array(np.array([-1, 8], np.int64), "rows"))
     x = b.node("Relu", [b.gemm(rows, "up", 8, 12)], "relu1")
-    model = b.model({"tokens": ["N", 5, 8]}, {x: 2})
+    return b.model({"tokens": [batch, 5, 8]}, {x: 2})
+
+
+def test_tokens_are_compared_one_request_at_a_time(tmp_path: Path) -> None:
+    model = token_rows("N")
     served = served_in(tmp_path, model, instrument(model).probes)
     pairing = Pairing(served, put_reference(served, model), settings())
     tokens = np.random.default_rng(0).normal(size=(1, 5, 8)).astype(np.float32)
     (item,) = pairing.run({"tokens": tokens}, SPAN).comparison.probes
     assert (item.probe.name, item.n, item.elements) == ("relu1", 1, 5 * 12)
     assert len(item.only_served_active) == 12
+
+
+@pytest.mark.parametrize(
+    ("served", "baseline", "reason"),
+    [
+        ((3, 4), (3, 5), "shape [3, 4] when served, [3, 5] in the baseline"),
+        (
+            (1, 16, 4),
+            (1, 16, 4),
+            "shape [1, 16, 4] has no axis of the 3 requests: it is compared for",
+        ),
+        ((3, 0), (3, 0), "shape [3, 0] has nothing to compare"),
+        ((), (), "a single number says nothing of one request"),
+    ],
+)
+def test_why_two_tensors_are_not_compared(served: tuple[int, ...], baseline: tuple[int, ...], reason: str) -> None:
+    pair = Pair(wire.Probe("relu", "Relu", "t", None, 1, "activation", 1, True), "b")
+    batch = Batch(3, {"t": np.zeros(served)}, {"b": np.zeros(baseline)})
+    ((name, said),) = compare_batch(comparison(probes=()), [pair], [], batch, None).misfits
+    assert name == "relu"
+    assert said.startswith(reason)
 
 
 def test_external_weights_are_read_from_beside_the_model(tmp_path: Path) -> None:
@@ -269,6 +297,51 @@ def test_a_fixed_batch_is_filled_up_and_counted_right(tmp_path: Path) -> None:
     got = Pairing(served, put_reference(served, model), settings()).run({"image": images(6)}, SPAN).comparison
     assert got.n == 6
     assert by_name(got)["relu1"].n == 6
+
+
+def floats(*shape: int) -> np.ndarray:
+    return np.random.default_rng(0).normal(size=shape).astype(np.float32)
+
+
+@pytest.mark.parametrize("count", [1, 3, 7])
+def test_with_time_first_requests_are_compared_on_their_own_axis(tmp_path: Path, count: int) -> None:
+    model = recurrent(["T", "N", 3], [1, "N", 5])
+    served = served_in(tmp_path, model, None)
+    assert served.instrumented.request_axes == {"x": 1, "state": 1, "relu": 1, "new_state": 1}
+    pairing = Pairing(served, put_reference(served, model), settings(max_batch=3))
+    outcome = pairing.run({"x": floats(7, count, 3), "state": floats(1, count, 5)}, SPAN)
+    assert outcome.misfits == ()
+    probes = by_name(outcome.comparison)
+    assert {name: (item.n, item.elements, item.probe.axis) for name, item in probes.items()} == {
+        "relu": (count, 7 * count * 5, 2), "new_state": (count, count * 5, 2),
+    }  # fmt: skip
+    assert len(probes["relu"].only_served_active) == 5
+
+
+@pytest.mark.parametrize("count", [1, 3, 6])
+def test_a_fixed_batch_is_cut_where_its_requests_are(tmp_path: Path, count: int) -> None:
+    model = recurrent([4, 6, 3], [1, 4, 5], requests_first=True)
+    served = serve(tmp_path / "digits" / "1" / "model.onnx", model, batch_size=4)
+    assert served.instrumented.batch_axes == {"x": 0, "state": 1}
+    outcome = Pairing(served, put_reference(served, model), settings()).run(
+        {"x": floats(count, 6, 3), "state": floats(1, count, 5)}, SPAN
+    )
+    assert outcome.misfits == ()
+    assert {name: (item.n, item.elements) for name, item in by_name(outcome.comparison).items()} == {
+        "relu": (count, 6 * count * 5), "new_state": (count, count * 5),
+    }  # fmt: skip
+
+
+def test_of_a_fixed_batch_of_tokens_the_filling_is_cut_off(tmp_path: Path) -> None:
+    model = token_rows(4)
+    served = serve(tmp_path / "digits" / "1" / "model.onnx", model, batch_size=4)
+    assert served.instrumented.request_axes == {"tokens": 0}
+    pairing = Pairing(served, put_reference(served, model), settings())
+    (item,) = pairing.run({"tokens": floats(1, 5, 8)}, SPAN).comparison.probes
+    assert (item.n, item.elements) == (1, 5 * 12)
+    assert pairing.run({"tokens": floats(3, 5, 8)}, SPAN).misfits == (
+        ("relu1", "shape [15, 12] has no axis of the 3 requests: it is compared for requests that come alone"),
+    )
 
 
 @pytest.mark.parametrize(

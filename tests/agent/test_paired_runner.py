@@ -18,23 +18,27 @@ from structlog.testing import capture_logs
 
 from agent import wire
 from agent.intake.queue import Captured
+from agent.intake.tensors import TensorSpec
 from agent.metrics import PAIRED_DROP_REASONS, AgentMetrics
 from agent.outbox import Outbox
+from agent.paired import runner
 from agent.paired.runner import Paired
 from agent.paired.trickle import Trickle
 from agent.paired.windows import ComparisonWindows, Source
 from agent.replay import FullSession
 from agent.sender import Sender
 from tests.agent.comparisons import PROBES, comparison, probe_comparison
-from tests.agent.models import small_cnn
-from tests.agent.paired import bit_flipped, by_name, images, permuted, serve, settings
+from tests.agent.models import Builder, small_cnn
+from tests.agent.paired import LOGITS, bit_flipped, by_name, images, permuted, recurrent, serve, settings
 
 
 class Agent:
     """The paired loop with a served model; `after` runs it until it has nothing to do."""
 
     def __init__(self, tmp_path: Path, model: onnx.ModelProto, provider: str = "CPUExecutionProvider", **changed: Any):
-        self.served = serve(tmp_path / "repo" / "digits" / "2" / "model.onnx", model, provider=provider)
+        outputs = changed.pop("outputs", [LOGITS])
+        path = tmp_path / "repo" / "digits" / "2" / "model.onnx"
+        self.served = serve(path, model, provider=provider, outputs=outputs)
         self.metrics = AgentMetrics()
         self.outbox = Outbox(tmp_path / "outbox.db", 1 << 24)
         self.now = 100.0
@@ -173,6 +177,43 @@ def test_a_response_that_does_not_fit_is_counted(tmp_path: Path, body: bytes, re
     assert agent.work(lambda: agent.failed("served_response", reason) == 1) == []
 
 
+@pytest.mark.parametrize(("rows", "shape"), [(3, [7, 3, 5]), (1, [7, 1, 5])])
+def test_a_response_with_time_first(tmp_path: Path, rows: int, shape: list[int]) -> None:
+    model = recurrent(["T", "N", 3], [1, "N", 5])
+    agent = Agent(tmp_path, model, outputs=[TensorSpec("relu_out", "FP32", (-1, -1, 5))])
+    agent.refresh()
+    random = np.random.default_rng(0)
+    inputs = {
+        "x": random.normal(size=(7, rows, 3)).astype("f4"),
+        "state": random.normal(size=(1, rows, 5)).astype("f4"),
+    }
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    right = session.run(["relu_out"], inputs)[0]
+    assert list(right.shape) == shape
+    wrong = right.copy()
+    wrong[:, 0] += 1
+    for name, values in (("a", right), ("b", wrong)):
+        output = {"name": "relu_out", "datatype": "FP32", "shape": shape, "data": values.ravel().tolist()}
+        agent.respond(name, orjson.dumps({"model_name": "digits", "outputs": [output]}))
+        agent.paired.choice.offer(agent.served, Captured("digits", "2", b"", None, None, name, 65_000), inputs)
+    (got,) = agent.work(lambda: agent.compared("served_response") == 2 * rows)
+    assert (got.n, got.mismatched) == (2 * rows, 1)
+    assert [(item.probe.name, item.n, item.elements) for item in got.probes] == [("relu", 2 * rows, right.size * 2)]
+
+
+def test_a_response_to_one_request_may_have_any_layout(tmp_path: Path) -> None:
+    b = Builder()
+    rows = b.node("Reshape", ["image", "rows"], "flatten")
+    b.weights.append(onnx.numpy_helper.from_array(np.array([-1, 8], np.int64), "rows"))
+    model = b.model({"image": ["N", 1, 8, 8]}, {b.node("Relu", [b.gemm(rows, "up", 8, 3)], "fc2"): 2})
+    agent = Agent(tmp_path, model)
+    agent.refresh()
+    agent.respond("a", answer(model, images(1)))
+    agent.offer("a")
+    (got,) = agent.work(lambda: agent.compared("served_response") == 1)
+    assert [(item.n, item.elements, item.mismatched) for item in got.probes] == [(1, 24, 0)]
+
+
 def test_requests_wait_only_where_responses_are_known_to_come(tmp_path: Path) -> None:
     agent = Agent(tmp_path, small_cnn())
     agent.refresh()
@@ -203,6 +244,55 @@ def test_both_halves_are_chosen_alike(tmp_path: Path) -> None:
     while agent.paired.choice.take(0) is not None:
         tasks += 1
     assert tasks + agent.dropped("queue_full") == waiting / 514
+
+
+class Clock(threading.Event):
+    """Time and the sign to stop in one: waiting for the sign passes the time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def wait(self, timeout: float | None = None) -> bool:
+        assert timeout is not None
+        assert timeout <= 5, "windows would be sent late"
+        self.now += timeout
+        return self.is_set()
+
+
+def test_the_duty_cycle_is_kept_however_long_a_comparison_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent = Agent(tmp_path, permuted(small_cnn()), duty_cycle=0.01)
+    agent.put_reference(small_cnn())
+    agent.refresh()
+    clock, begun = Clock(), []
+    monkeypatch.setattr(runner, "time", clock)
+
+    def process(_: object) -> None:
+        begun.append(clock.now)
+        clock.now += 3
+        if len(begun) == 2:
+            clock.set()
+
+    monkeypatch.setattr(agent.paired, "_process", process)
+    agent.offer(seed=1)
+    agent.offer(seed=2)
+    agent.paired.run(clock)
+    assert begun == pytest.approx([0, 300])
+
+
+def test_a_rest_ends_when_the_agent_stops(tmp_path: Path) -> None:
+    agent = Agent(tmp_path, permuted(small_cnn()), duty_cycle=0.001)
+    agent.put_reference(small_cnn())
+    agent.refresh()
+    agent.offer()
+    begin = time.monotonic()
+    agent.work(lambda: agent.compared("reference_model") == 1)
+    assert time.monotonic() - begin < 8
 
 
 def test_the_minute_and_the_queue_are_bounded(tmp_path: Path) -> None:
@@ -295,6 +385,19 @@ def test_unmatched_probes_are_logged_and_counted(tmp_path: Path) -> None:
     (left_out,) = [entry for entry in logs if entry["event"] == "paired.left_out"]
     assert left_out["probes"] == ["relu2: the baseline has no probe or tensor of its name"]
     assert agent.value("paired_unmatched_probes", model="digits", kind="reference_model") == 1
+
+
+def test_once_all_probes_are_compared_again_nothing_is_warned_of(tmp_path: Path) -> None:
+    agent = Agent(tmp_path, small_cnn())
+    source = Source("digits", "2", "d")
+    with capture_logs() as logs:
+        for left_out in ({}, {"relu2": "why"}, {"relu2": "why"}, {}, {}):
+            agent.paired._note_left_out(source, "reference_model", left_out)
+    assert [(entry["event"], entry["log_level"], entry.get("probes")) for entry in logs] == [
+        ("paired.left_out", "warning", ["relu2: why"]),
+        ("paired.all_compared", "info", None),
+    ]
+    assert agent.value("paired_unmatched_probes", model="digits", kind="reference_model") == 0
 
 
 def test_an_activation_beyond_the_limit_is_logged_and_counted(tmp_path: Path) -> None:

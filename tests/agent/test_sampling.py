@@ -81,3 +81,12 @@ def test_identity_of_a_large_body_is_small_and_sees_its_middle() -> None:
     assert len(plain) < 8192
     body[5_000_000:5_010_000] = b"\x01" * 10_000
     assert identity(None, None, bytes(body)) != plain
+
+
+def test_choosing_counts_nothing_and_chooses_as_keeping_does() -> None:
+    sampler = Sampler(0.5)
+    ids = [b"%d" % number for number in range(100)]
+    chosen = [sampler.chooses(one) for one in ids]
+    assert (sampler.seen, sampler.kept) == (0, 0)
+    assert [sampler.keep(one) for one in ids] == chosen
+    assert (sampler.seen, sampler.kept) == (100, sum(chosen))

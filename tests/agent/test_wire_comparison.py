@@ -30,9 +30,10 @@ def test_comparisons_survive_the_round_trip(body: wire.Comparison) -> None:
 
 @pytest.mark.parametrize("kind", ["reference_model", "cpu_provider", "served_response", "holdout"])
 def test_every_kind_survives(kind: wire.BaselineKind) -> None:
-    got = wire.decode(wire.encode(sent(comparison(kind=kind)))).body
+    reference = "3" if kind == "holdout" else ""
+    got = wire.decode(wire.encode(sent(comparison(kind=kind, reference=reference)))).body
     assert isinstance(got, wire.Comparison)
-    assert got.kind == kind
+    assert (got.kind, got.reference) == (kind, reference)
 
 
 @given(comparisons(), comparisons(), comparisons())
@@ -122,6 +123,8 @@ Damage = Callable[[pb.Comparison], object]
         (lambda m: setattr(m, "n", 2**63), "63 bits"),
         (lambda m: m.probes.append(m.probes[0]), "two probes of one name"),
         (lambda m: setattr(m.probes[0], "n", 2**63), "63 bits"),
+        (lambda m: setattr(m, "reference", ""), "baseline_n, but its reference is empty"),
+        (lambda m: setattr(m, "kind", pb.REFERENCE_MODEL), "kind reference_model names a reference"),
         (lambda m: setattr(m.probes[0], "elements", 2**63), "63 bits"),
         (lambda m: setattr(m.probes[0], "mismatched", 5), "mismatched 5 exceeds its 4 requests"),
         (lambda m: setattr(m.probes[0], "nonfinite", 5), "nonfinite 5 exceeds its 4 requests"),

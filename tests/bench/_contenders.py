@@ -25,7 +25,7 @@ from agent import replay
 from agent.capture.calibration import calibrate
 from agent.capture.engine import Engine
 from agent.capture.settings import CaptureSettings
-from agent.instrument import instrument, open_model
+from agent.instrument import Instrumented, instrument, open_model
 from agent.pooled import Pooled
 from agent.replay import Replayer, output_types
 from tests.bench._sessions import Device, Feeds, feeds
@@ -120,8 +120,9 @@ def plain(case: Case) -> Once:
 
 def every_probe(case: Case) -> Once:
     """The agent's own session on the instrumented model, every probe in every batch."""
-    replayer = Replayer.on(_device(case), instrument(open_model(case.path("plain")), output_types))
-    return lambda inputs: _nbytes(replayer.run(inputs))
+    observed = instrument(open_model(case.path("plain")), output_types)
+    replayer, count = Replayer.on(_device(case), observed), _counting(observed)
+    return lambda inputs: count(replayer.run(inputs))
 
 
 def _run_only(case: Case, model: str) -> Once:
@@ -171,7 +172,8 @@ def within_budget(case: Case) -> Once:
     for _ in range(3 * engine.groups):
         engine.run(feeds(case.inputs, case.batch, 0))
 
-    return lambda inputs: _nbytes(engine.run(inputs))
+    count = _counting(observed)
+    return lambda inputs: count(engine.run(inputs))
 
 
 def _device(case: Case) -> replay.Device:
@@ -180,12 +182,11 @@ def _device(case: Case) -> replay.Device:
     )
 
 
-def _nbytes(pooled: Mapping[str, Pooled]) -> int:
-    """Bytes of what was fetched: a dense activation is its own mean and maximum, and tells its fraction."""
-    return sum(
-        one.mean.nbytes if one.maximum is one.mean else one.mean.nbytes + one.maximum.nbytes + one.fraction.nbytes
-        for one in pooled.values()
-    )
+def _counting(observed: Instrumented) -> Callable[[Mapping[str, Pooled]], int]:
+    """Counts the bytes that were fetched for pooled values: not the inputs', nor what the model gives out anyway."""
+    known = {*observed.batch_axes, *observed.outputs}
+    fetched = {probe: [n for n in one.names if n not in known] for probe, one in observed.pooled.items()}
+    return lambda pooled: sum(len(fetched[name]) * one.mean.nbytes for name, one in pooled.items())
 
 
 class _Reader(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no types

@@ -107,6 +107,8 @@ def compared(start: datetime = START, minutes: int = 1, **fields: Any) -> Compar
         "kind": "reference_model", "baseline": "reference.onnx", "baseline_digest": "r1",
         "provider": "CUDAExecutionProvider", "n": n, "top1_n": n, "top1_agree": n, "probes": (difference(n=n),),
     }  # fmt: skip
+    if fields.get("baseline_n"):
+        values["reference"] = "reference.onnx"
     return Comparison(ms(start), ms(start + minutes * MINUTE), **values | fields)
 
 

@@ -56,6 +56,13 @@ class FakeStore:
     def versions(self, since: datetime) -> list[ModelVersion]:
         return [v for v in self.known.values() if any(span.end > since for span, _ in self.windows[v.id])]
 
+    def compared_versions(self, since: datetime) -> list[tuple[ModelVersion, datetime]]:
+        ends = {
+            id: datetime.fromtimestamp(max(one.comparison.end_ms for one in found) / 1000, UTC)
+            for id, found in self.compared.items()
+        }
+        return [(self.known[id], end) for id, end in ends.items() if end > since]
+
     def current_versions(self) -> list[ModelVersion]:
         return [v for v in self.known.values() if v.id not in self.superseded]
 
@@ -73,7 +80,9 @@ class FakeStore:
         names = dict.fromkeys(name for window in inside for name in window)
         return {name: reduce(merge, [window[name] for window in inside if name in window]) for name in names}
 
-    def comparisons(self, version_id: int, since: datetime, until: datetime) -> list[AgentComparison]:
+    def comparisons(
+        self, version_id: int, since: datetime, until: datetime, holdouts_since: datetime
+    ) -> list[AgentComparison]:
         return self.compared.get(version_id, [])
 
     def channel_activity(

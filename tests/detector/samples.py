@@ -73,6 +73,8 @@ class MemoryStore:
     books: dict[tuple[str, int], Runbook] = field(default_factory=dict)
     saved: list[AlertRow] = field(default_factory=list)
     down: StoreError | None = None
+    compared: dict[int, datetime] = field(default_factory=dict)
+    """By version: the end of its newest comparison."""
 
     def _ask(self) -> None:
         if self.down is not None:
@@ -81,6 +83,10 @@ class MemoryStore:
     def versions(self, since: datetime) -> list[ModelVersion]:
         self._ask()
         return [v for v in self.known if v.last_window_end is not None and v.last_window_end > since]
+
+    def compared_versions(self, since: datetime) -> list[tuple[ModelVersion, datetime]]:
+        self._ask()
+        return [(v, self.compared[v.id]) for v in self.known if v.id in self.compared and self.compared[v.id] > since]
 
     def current_versions(self) -> list[ModelVersion]:
         self._ask()

@@ -53,6 +53,16 @@ def test_findings_and_ratios_of_the_latest_check() -> None:
     assert value(exported, "reluscope_runbook_info", name="ReluscopeDeadNeurons", version="4") == 1
 
 
+def test_a_version_that_is_only_compared_is_exported_for_as_long_as_that_counts() -> None:
+    now = NOW
+    store = MemoryStore([version(1, seen=None)], [StoredCheck(1, "digits", "2", check(1))], compared={1: NOW})
+    exported = DetectorMetrics(lambda: now, STALE, paired=timedelta(seconds=60))
+    exported.refresh(store, {})
+    assert value(exported, "reluscope_check_requests", model="digits", version="2") == 500
+    now = NOW + timedelta(seconds=61)
+    assert value(exported, "reluscope_check_requests", model="digits", version="2") is None
+
+
 def test_replicas_and_restarts_export_the_same_from_the_store() -> None:
     store = MemoryStore([version(1)], [StoredCheck(1, "digits", "2", check(1, finding()))])
     first, second = metrics(), metrics()

@@ -89,7 +89,7 @@ def test_comparisons_come_and_go_alone(url: str) -> None:
         store.ping()
     move(url, scripts)
     store.ping()
-    assert store.comparisons(found.id, START, START + MINUTE) == []
+    assert store.comparisons(found.id, START, START + MINUTE, START) == []
     assert [stored.check.comparisons for stored in store.checks(found.id, NOW, 9)] == [()]
     store.close()
 

@@ -21,7 +21,7 @@ def test_it_asks_for_the_rate_the_width_and_the_reference_that_are_there() -> No
     assert asked is not None
     assert asked.requests_per_second == pytest.approx(250 / (WINDOW / timedelta(seconds=1)))
     assert (asked.layers, asked.channels, asked.reference_requests) == (2, 8, 5000)
-    assert 1 <= asked.design_effect < 1.5
+    assert 1 <= asked.design_effect < 2
 
 
 def test_the_shift_it_is_asked_about_is_above_the_tolerated_one() -> None:

@@ -17,7 +17,7 @@ from detector.paired import PairedSettings, extended
 from detector.plausible import check as check_plausible
 from detector.store import AgentComparison, Store
 from tests.detector import fakes, samples
-from tests.detector.builders import MINUTE, START, compared, comparing, difference, window
+from tests.detector.builders import MINUTE, START, compared, comparing, deployment, difference, window
 from tests.detector.test_metrics import value
 from tests.detector.test_runbooks import blocks
 
@@ -110,12 +110,42 @@ def test_a_version_without_a_reference_gets_paired_verdicts(store: Store) -> Non
     }  # fmt: skip
 
 
-def test_comparisons_older_than_the_lookback_are_left_alone_but_for_the_holdout(store: Store) -> None:
+def test_comparisons_and_holdouts_count_for_a_limited_time_each(store: Store) -> None:
     fill(store)
     later = replace(window(9), body=window(9, NOW + 60 * MINUTE).body)
     store.ingest("t", 1, None, 1, [later])
     (done,) = run_all(store, CheckSettings(), NOW + 62 * MINUTE, {}, PairedSettings(paired_seconds=600))
     assert [(f.layer, f.details["kind"]) for f in done.findings] == [("logits", "holdout")]
+    brief = PairedSettings(paired_seconds=600, holdout_seconds=600)
+    (done,) = run_all(store, CheckSettings(), NOW + 62 * MINUTE, {}, brief)
+    assert (done.findings, done.comparisons) == ((), ())
+
+
+def test_a_withdrawn_holdout_stops_counting(store: Store) -> None:
+    fill(store)
+    gone = compared(START + MINUTE, kind="holdout", baseline="holdout.npz", n=0, probes=())
+    store.ingest("t", 1, None, 1, [comparing(9, gone)])
+    (done,) = run_all(store, CheckSettings(), NOW, RUNBOOKS)
+    assert "holdout" not in {one.kind for one in done.comparisons}
+    assert "holdout" not in {f.details.get("kind") for f in done.findings}
+
+
+def test_accuracy_is_judged_and_exported_before_the_first_request(store: Store) -> None:
+    labels = compared(
+        kind="holdout", baseline="holdout.npz", n=500, top1_agree=470, accuracy_n=500, served_correct=440,
+        baseline_n=500, baseline_correct=460, only_served_correct=5, only_baseline_correct=25,
+    )  # fmt: skip
+    store.ingest("t", 0, None, 2, [deployment(1), comparing(2, labels)])
+    (done,) = run_all(store, CheckSettings(), NOW, RUNBOOKS)
+    assert (done.n, done.note, [f.details["kind"] for f in done.findings]) == (0, "no recent windows", ["holdout"])
+    metrics = DetectorMetrics(lambda: NOW, 3600.0)
+    metrics.refresh(store, {})
+    about = {"model": "digits", "version": "1"}
+    assert value(metrics, "reluscope_validation_accuracy", **about) == 0.88
+    # Gone with the holdout, or once another version is deployed instead.
+    assert run_all(store, CheckSettings(), NOW + PairedSettings().lookback, RUNBOOKS) == []
+    store.ingest("t", 0, 2, 3, [deployment(3, START + MINUTE, version="2", digest="d2")])
+    assert run_all(store, CheckSettings(), NOW, RUNBOOKS) == []
 
 
 def test_verdicts_are_exported(store: Store) -> None:

@@ -11,7 +11,7 @@ from agent.wire import BaselineKind, Comparison
 from detector.finding import Finding
 from detector.paired import PairedSettings
 from detector.paired.check import judge
-from detector.paired.groups import agreement, groups
+from detector.paired.groups import agreement, groups, joined
 from detector.store import AgentComparison
 from tests.detector.builders import MINUTE, START, compared, difference, probe
 
@@ -114,8 +114,38 @@ def test_a_model_without_classes_is_judged_by_its_outputs() -> None:
 def test_a_former_version_as_baseline_is_a_model_change() -> None:
     (finding, *_) = find(quantized(200, baseline="3"))
     assert (finding.cause, finding.alert) == ("model_change", "ReluscopeActivationDrift")
-    (_, _, labelled, *_) = find(quantized(200, baseline="3"), holdout(60, 0))
-    assert (labelled.details["kind"], labelled.cause) == ("holdout", "model_change")
+
+
+@pytest.mark.parametrize(("reference", "cause"), [("reference.onnx", "quantization_fault"), ("3", "model_change")])
+def test_a_holdout_says_itself_what_it_ran_against(reference: str, cause: str) -> None:
+    (finding,) = find(holdout(60, 0, reference=reference))
+    assert finding.cause == cause
+    # Requests that were compared with another baseline do not change that.
+    (*_, labelled) = find(quantized(300), holdout(60, 0, reference=reference, baseline_digest="h1"))
+    assert (labelled.details["kind"], labelled.cause) == ("holdout", cause)
+
+
+def test_a_holdout_against_a_former_version_names_it() -> None:
+    (finding,) = find(holdout(60, 0, reference="3"))
+    assert finding.summary.startswith("conv2: SQNR 7.0 dB against version 3 on holdout.npz over 312 requests")
+
+
+def test_of_each_agent_only_the_newest_holdout_counts() -> None:
+    labels: dict[str, Any] = {"kind": "holdout", "baseline": "holdout.npz", "accuracy_n": 9}
+    old = of(compared(provider="CUDAExecutionProvider", **labels), "agent-a", 1)
+    new = of(compared(START + MINUTE, provider="CPUExecutionProvider", **labels), "agent-a", 2)
+    assert [group.members for group in groups([old, new])] == [(new,)]
+    other = of(compared(START + MINUTE, provider="CUDAExecutionProvider", **labels), "agent-b", 3)
+    assert [group.members for group in groups([old, new, other])] == [(new,), (other,)]
+
+
+def test_a_withdrawal_speaks_for_all_until_an_agent_runs_the_holdout_again() -> None:
+    labels: dict[str, Any] = {"kind": "holdout", "baseline": "holdout.npz"}
+    old = of(compared(accuracy_n=9, **labels), "agent-a", 1)
+    gone = of(compared(START + MINUTE, n=0, probes=(), **labels), "agent-b", 2)
+    assert groups([old, gone]) == []
+    again = of(compared(START + 2 * MINUTE, accuracy_n=9, **labels), "agent-a", 1)
+    assert [group.members for group in groups([again, gone])] == [(again,)]
 
 
 def test_requests_of_agents_add_up_but_runs_of_a_holdout_do_not() -> None:
@@ -213,12 +243,19 @@ def test_many_agents_are_named_in_part() -> None:
 def test_nothing_compared_is_no_finding(kind: BaselineKind) -> None:
     nothing = of(compared(kind=kind, n=0, probes=()))
     assert find(nothing) == []
-    assert agreement(groups([nothing])[0]).mismatch_share is None
+    assert agreement(joined([nothing])).mismatch_share is None
 
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"max_mismatch": 1}, {"min_sqnr_db": np.nan}, {"paired_level": 0}, {"paired_seconds": 0}, {"min_compared": 0}],
+    [
+        {"max_mismatch": 1},
+        {"min_sqnr_db": np.nan},
+        {"paired_level": 0},
+        {"paired_seconds": 0},
+        {"holdout_seconds": 0},
+        {"min_compared": 0},
+    ],
 )
 def test_settings_out_of_range_are_named(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):

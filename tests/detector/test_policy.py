@@ -137,7 +137,9 @@ def test_alerts_and_severities(test: Test, cause: Cause, alert: str, severity: s
 def test_findings_speak_to_people_and_fit_into_json() -> None:
     dead, burst, drifted, _ = find("dead:conv1", "burst:conv2", "fc1")
     assert dead.summary == "conv1: of 4 channels 2 died in the last 400 requests"
-    assert f"channel {dead.evidence[0].channel}: active in 0 of 400 requests; reference" in dead.evidence[0].text
+    assert (
+        f"channel {dead.evidence[0].channel} of conv1: active in 0 of 400 requests; reference" in dead.evidence[0].text
+    )
     assert "to be sure" in dead.evidence[0].text
     assert "1 of 4 channels exploded" in burst.summary
     assert "requests beyond the limit" in burst.evidence[0].text

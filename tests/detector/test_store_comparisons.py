@@ -27,10 +27,13 @@ def store(database_url: str) -> Iterator[Store]:
     store.close()
 
 
-def read(store: Store, since: datetime = START, until: datetime = END) -> dict[tuple[str, str], AgentComparison]:
+def read(
+    store: Store, since: datetime = START, until: datetime = END, holdouts_since: datetime = START
+) -> dict[tuple[str, str], AgentComparison]:
     found = store.model_version("digits", "1")
     assert found is not None
-    return {(one.agent_id, one.comparison.kind): one for one in store.comparisons(found.id, since, until)}
+    seen = store.comparisons(found.id, since, until, holdouts_since)
+    return {(one.agent_id, one.comparison.kind): one for one in seen}
 
 
 def query(url: str, statement: str) -> list[tuple[Any, ...]]:
@@ -74,27 +77,35 @@ def test_only_windows_inside_the_span_are_read(store: Store) -> None:
     assert read(store, END, END) == {}
 
 
-def test_of_a_holdout_the_newest_run_is_read_however_old(store: Store) -> None:
+def test_of_a_holdout_what_was_told_last_is_read_for_a_limited_time(store: Store) -> None:
     runs = [
         compared(START + i * MINUTE, kind="holdout", baseline="holdout.npz", accuracy_n=100, served_correct=90 + i)
         for i in range(2)
     ]
     store.ingest("t", 0, None, 2, [comparing(i, body) for i, body in enumerate(runs)])
-    one = read(store, START + 9 * DAY, START + 10 * DAY)["agent-a", "holdout"].comparison
+    one = read(store, START + 9 * DAY, START + 10 * DAY, START)["agent-a", "holdout"].comparison
     assert (one.n, one.served_correct, [item.n for item in one.probes]) == (100, 91, [100])
     assert read(store, START, START + MINUTE)["agent-a", "holdout"].comparison.served_correct == 90
+    assert read(store, START, END, START + 2 * MINUTE) == {}
 
 
-def test_holdouts_outlive_retention(store: Store, database_url: str) -> None:
+def test_the_newest_of_a_holdout_outlives_retention(store: Store, database_url: str) -> None:
     store.maintain(START, retention_days=30, days_ahead=0)
-    labels = compared(kind="holdout", baseline="holdout.npz", accuracy_n=100, served_correct=90)
-    store.ingest("t", 0, None, 2, [comparing(1, labels), comparing(2, compared())])
-    store.ingest("t", 0, 2, 3, [comparing(3, compared(START - DAY))])
-    assert query(database_url, "SELECT count(*) FROM comparisons_20260301") == [(2,)]
+    labels = [
+        compared(START + i * MINUTE, kind="holdout", baseline="holdout.npz", accuracy_n=100, served_correct=90 + i)
+        for i in range(2)
+    ]
+    store.ingest("t", 0, None, 2, [comparing(1, labels[0]), comparing(2, compared())])
+    store.ingest("t", 0, 2, 4, [comparing(3, compared(START - DAY)), comparing(4, labels[1])])
+    assert query(database_url, "SELECT count(*) FROM comparisons_20260301") == [(3,)]
     for _ in range(2):
         store.maintain(START + 40 * DAY, retention_days=30, days_ahead=0)
-        assert query(database_url, "SELECT kind, accuracy FROM model_comparisons") == [("holdout", 0.9)]
+        assert query(database_url, "SELECT kind, accuracy FROM model_comparisons") == [("holdout", 0.91)]
         assert query(database_url, "SELECT kind, layer FROM probe_agreement") == [("holdout", "conv1")]
+    again = compared(START + 39 * DAY, kind="holdout", baseline="holdout.npz", accuracy_n=100, served_correct=93)
+    store.ingest("t", 0, 4, 5, [comparing(5, again)])
+    store.maintain(START + 41 * DAY, retention_days=30, days_ahead=0)
+    assert query(database_url, "SELECT kind, accuracy FROM model_comparisons") == [("holdout", 0.93)]
 
 
 def test_a_layer_keeps_its_width_and_its_windows_describe_it(store: Store) -> None:
@@ -148,6 +159,8 @@ def test_views_tell_ratios_and_differing_channels(store: Store, database_url: st
                 difference("same", 3, sqnr_db=np.inf)),
     )  # fmt: skip
     store.ingest("t", 0, None, 1, [comparing(1, body)])
+    assert query(database_url, "SELECT reference FROM model_comparisons") == [("reference.onnx",)]
+    assert read(store)["agent-a", "holdout"].comparison.reference == "reference.onnx"
     columns = "top1_agreement, accuracy, baseline_accuracy, accuracy_delta, mismatch_share, worst_layer, worst_sqnr_db"
     assert query(database_url, f"SELECT {columns} FROM model_comparisons") == [
         (0.95, 0.9, 0.93, -0.03, 0.02, "fc1", pytest.approx(8.1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from onnx import helper
 
 from agent import batching
-from agent.instrument import instrument
+from agent.instrument import InstrumentError, instrument
 from agent.replay import Replayer
 from tests.agent.instrument.checks import assert_pools, execution_order, floats, graph, node, observe, plain
 
@@ -110,6 +111,71 @@ def test_free_height_and_width_are_not_taken_for_the_batch() -> None:
     instrumented = instrument(model)
     assert instrumented.batch_axes == {"x": 0}
     assert [probe.axis for probe in instrumented.probes] == [1, 1]
+
+
+INPUTS: list[tuple[str, dict[str, tuple[int | str, ...]], dict[str, int | None]]] = [
+    ("image with free sides", {"x": ("batch", 3, "height", "width")}, {"x": 0}),
+    ("tokens", {"x": ("batch", "seq", 4)}, {"x": 0}),
+    ("tokens and shared positions", {"x": ("batch", "seq", 4), "p": (1, "seq", 4)}, {"x": 0, "p": None}),
+    ("tokens and a shared mask", {"x": ("batch", "seq", 4), "p": ("seq", 4)}, {"x": 0, "p": None}),
+    ("names that say nothing", {"x": ("s0", "s1", 4), "p": (1, "s1", 4)}, {"x": 0, "p": None}),
+    ("tokens and a state", {"x": ("batch", "seq", 4), "p": (2, "batch", 4)}, {"x": 0, "p": 1}),
+    ("time first", {"x": ("T", "N", 4), "p": (1, "N", 4)}, {"x": 1, "p": 1}),
+    ("time first, of fixed length", {"x": (16, "batch", 4)}, {"x": 1}),
+    ("fixed batch and a shared table", {"x": (8, 3, 4), "p": (100, 4)}, {"x": 0, "p": None}),
+]
+
+
+@pytest.mark.parametrize(("inputs", "axes"), [case[1:] for case in INPUTS], ids=[case[0] for case in INPUTS])
+def test_where_the_requests_of_an_input_lie(
+    inputs: dict[str, tuple[int | str, ...]], axes: dict[str, int | None]
+) -> None:
+    """Output extents that an exporter named by itself do not matter."""
+    nodes = [node("Relu", name, f"h_{name}") for name in inputs]
+    nodes += [node("Identity", f"h_{name}", f"y_{name}") for name in inputs]
+    model = graph(nodes, inputs, {f"y_{name}": len(shape) for name, shape in inputs.items()})
+    for value in model.graph.output:
+        for place, dim in enumerate(value.type.tensor_type.shape.dim):
+            dim.dim_param = f"{value.name}_dim_{place}"
+    instrumented = instrument(model)
+    assert instrumented.batch_axes == axes
+    replayer = Replayer(instrumented, threads=1, gpu_mem_limit=1 << 30)
+    assert replayer.batch_size == (8 if inputs["x"][0] == 8 else None)
+
+
+def test_a_tensor_that_is_input_and_output_is_pooled_once() -> None:
+    nodes = [node("Conv", "x w", "c"), node("Relu", "c", "y")]
+    model = graph(nodes, {"x": ("N", 3, 6, 6)}, {"y": 4}, {"w": floats(4, 3, 3, 3)})
+    model.graph.output.append(model.graph.input[0])
+    _, pooled = observe(model, {"x": floats(2, 3, 6, 6)})
+    assert list(pooled) == ["x", "y", "x:output"]
+    np.testing.assert_array_equal(pooled["x"].mean, pooled["x:output"].mean)
+
+
+@pytest.mark.parametrize("rank", [6, 7])
+def test_ranks_beyond_what_pooling_operators_take(rank: int) -> None:
+    shape = (3, *[2] * (rank - 2))
+    model = graph([node("Relu", "x", "y")], {"x": ("N", *shape)}, {"y": rank})
+    x = floats(4, *shape)
+    _, pooled = observe(model, {"x": x})
+    assert_pools(pooled["y"], np.maximum(x, 0), 1)
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        helper.make_node("Conv", ["x"], ["z"], name="broken", domain="my.own"),
+        helper.make_node("Conv", [], ["z"], name="broken", domain="my.own"),
+        helper.make_node("Mul", ["x"], [], name="broken", domain="my.own"),
+        helper.make_node("LSTM", [], ["z"], name="broken", domain="my.own"),
+        helper.make_node("Where", ["x"], ["z"], name="broken", domain="my.own"),
+    ],
+    ids=lambda broken: f"{broken.op_type} of {len(broken.input)}",
+)
+def test_a_malformed_node_is_an_error_or_left_alone(broken: onnx.NodeProto) -> None:
+    model = graph([node("Relu", "x", "y"), broken], {"x": ("N", 4)}, {"y": 2}, domains=["my.own"])
+    with contextlib.suppress(InstrumentError):  # any other exception fails the test
+        assert [probe.name for probe in instrument(model).probes] == ["x", "y"]
 
 
 def test_several_inputs_are_each_probed() -> None:

@@ -71,6 +71,8 @@ def test_every_opset(opset: int) -> None:
 SPELLED_OUT: list[tuple[str, list[onnx.NodeProto], dict[str, np.ndarray], str]] = [
     ("Silu", [node("Sigmoid", "x", "s"), node("Mul", "x s", "y")], {}, ""),
     ("Silu", [node("Sigmoid", "x", "s"), node("Mul", "s x", "y")], {}, ""),
+    ("Where", [node("Greater", "x zero", "p"), node("Where", "p x zero", "y")], scalar(zero=0), ""),
+    ("Max", [node("Max", "x zero low", "y")], scalar(zero=0, low=-1), ""),
     (
         "QuickGelu",
         [node("Mul", "x a", "ax"), node("Sigmoid", "ax", "s"), node("Mul", "x s", "y")],
