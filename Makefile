@@ -61,11 +61,12 @@ bench: $(VENV)/.dev ## Run every benchmark; the last line of each is JSON
 	done
 
 # The libraries compared with need other versions of numpy than reluscope, and of each other's: two more environments.
+# --no-deps, for the lists are complete, and some pips ask anew for what is pinned without an extra that is wanted.
 PEERS := .cache/peers
 
 $(PEERS)/%/.done: requirements/peers-%.txt | $(BIN)/python
 	@rm -rf $(@D) && $(PYTHON) -m venv $(@D)
-	@echo "installing $< into $(@D)"; $(@D)/bin/python -m pip --disable-pip-version-check install --quiet \
+	@echo "installing $< into $(@D)"; $(@D)/bin/python -m pip --disable-pip-version-check install --quiet --no-deps \
 	  --require-hashes -r $< >$(@D)/install.log 2>&1 || echo "failed, and said so in the tables: $(@D)/install.log" >&2
 	@touch $@
 
