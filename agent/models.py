@@ -95,7 +95,7 @@ class Models:
             if (served is None or served.entry != entry) and self._refused.get(model) != entry and not stopped():
                 self._load(entry, stopped)
         for model in self._served.keys() - found.keys():
-            self._served.pop(model).gauges.forget()
+            _retire(self._served.pop(model))
             log.info("model.removed", model=model)
         self._on_refreshed(self._served)
 
@@ -132,9 +132,9 @@ class Models:
         # A re-written file with the same content is the same deployment.
         if before is None or (before.entry.version, before.digest) != (entry.version, served.digest):
             self._on_deployment(entry, served.digest, served.instrumented, served.replayer.provider)
-        if before is not None:
-            before.gauges.forget()
         self._served[entry.model] = served
+        if before is not None:
+            _retire(before)
         self._refused.pop(entry.model, None)
         self._metrics.start_model(entry.model)
         served.gauges.show(served.replayer.provider, calibration)
@@ -191,6 +191,12 @@ def be_nice(level: int = 10) -> None:
     if hasattr(os, "setpriority"):
         thread = threading.get_native_id()
         os.setpriority(os.PRIO_PROCESS, thread, max(level, os.getpriority(os.PRIO_PROCESS, thread)))
+
+
+def _retire(served: Served) -> None:
+    """Takes a version's series and sessions away, for others may hold on to the rest of it for a while."""
+    served.gauges.forget()
+    served.replayer.close()
 
 
 def _specs(ports: Sequence[Port]) -> tuple[TensorSpec, ...]:

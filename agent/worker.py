@@ -13,6 +13,7 @@ import structlog
 from numpy.typing import NDArray
 
 from agent import batching
+from agent.capture.engine import Closed
 from agent.governor import Budgets, rest_seconds
 from agent.intake.oip import Limits, OipError, parse_request
 from agent.intake.queue import ByteQueue, Captured
@@ -144,6 +145,9 @@ class Worker:
         begin = time.perf_counter()
         try:
             pooled = served.replayer.run(filled)
+        except Closed:
+            self._metrics.dropped_total.labels("model_gone").inc(requests)
+            return requests
         except ReplayError as error:
             if requests > 1:
                 half = requests // 2

@@ -125,6 +125,8 @@ def session_options(device: Device) -> Any:
     # One arena for all sessions, so that the groups of a model that take turns use the same memory.
     _share_arena()
     options.add_session_config_entry("session.use_env_allocators", "1")
+    # Weights stay out of it: the arena never gives memory back, and would grow with every version that is loaded.
+    options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
     return options
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import threading
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +15,12 @@ import pytest
 from structlog.testing import capture_logs
 
 from agent import models as models_module
-from agent.capture.engine import Engine
+from agent.capture.engine import Closed, Engine
 from agent.capture.settings import CaptureSettings
+from agent.instrument import Instrumented
 from agent.metrics import AgentMetrics
 from agent.models import Models, be_nice
-from agent.replay import Device
+from agent.replay import Device, Replayer
 from agent.repository import RepositoryError, scan
 from tests.agent.capture.fakes import Gpu, GpuDevice, images
 from tests.agent.models import Builder, small_cnn
@@ -118,6 +121,51 @@ def test_a_removed_model_is_forgotten(tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "digits")
     served.refresh()
     assert served.models() == []
+
+
+def test_the_sessions_of_a_version_that_was_replaced_or_removed_are_gone_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sessions: list[weakref.ref[Replayer]] = []
+
+    def build(device: Device, part: Instrumented) -> Replayer:
+        session = Replayer.on(device, part)
+        sessions.append(weakref.ref(session))
+        return session
+
+    monkeypatch.setattr(models_module, "Engine", lambda *arguments: Engine(*arguments, build=build))
+    served = models(tmp_path, Announced())
+    gc.disable()
+    try:
+        put(tmp_path, "1", small_cnn())
+        served.refresh()
+        former = served.served("digits")
+        assert former is not None
+        put(tmp_path, "2", small_cnn())
+        served.refresh()
+        assert [session() is None for session in sessions] == [True, False]
+        with pytest.raises(Closed):
+            former.replayer.run(images(1))
+        shutil.rmtree(tmp_path / "digits")
+        served.refresh()
+        assert [session() is None for session in sessions] == [True, True]
+    finally:
+        gc.enable()
+
+
+def test_an_engine_that_is_forgotten_is_freed_without_the_garbage_collector(tmp_path: Path) -> None:
+    served = models(tmp_path, Announced())
+    put(tmp_path, "1", small_cnn())
+    gc.disable()
+    try:
+        served.refresh()
+        version = served.served("digits")
+        assert version is not None
+        engine = weakref.ref(version.replayer)
+        del version, served
+        assert engine() is None
+    finally:
+        gc.enable()
 
 
 def test_a_missing_repository_is_named(tmp_path: Path) -> None:
