@@ -32,6 +32,8 @@ class Served:
     """A loaded model version."""
 
     entry: Entry
+    files: frozenset[str]
+    """Names of the model's file and of those with its external data; a change of others is no change of the model."""
     digest: str
     instrumented: Instrumented
     replayer: Engine
@@ -59,6 +61,7 @@ class Models:
         self._settings = settings
         self._served: dict[str, Served] = {}
         self._refused: dict[str, Entry] = {}
+        self._seen: dict[str, Entry] | None = None
         self._unreadable: str | None = None
         self._warned_empty = False
 
@@ -77,11 +80,13 @@ class Models:
     def refresh(self, stopped: Callable[[], bool] = lambda: False) -> None:
         """Loads what is new or changed, forgets what has gone; comes back soon once ``stopped()``.
 
-        A version that fails is tried again when its file changes.
+        What appears or changes may be half copied: it is loaded once two looks in a row find its files the same, and
+        at the first look of all, so that the start is not delayed; only what stays the same is called refused. A
+        version that fails is tried again when a file of its folder changes.
         """
         try:
             found = scan(self._root)
-        except RepositoryError as error:
+        except (RepositoryError, OSError) as error:
             if str(error) != self._unreadable:
                 log.error("repository.unreadable", reason=str(error))
             self._unreadable = str(error)
@@ -90,10 +95,13 @@ class Models:
         if not found and not self._warned_empty:
             log.warning("repository.empty", repository=str(self._root), expected=f"<model>/<version>/{MODEL_FILE}")
         self._warned_empty = not found
+        before, self._seen = self._seen, found
         for model, entry in found.items():
-            served = self._served.get(model)
-            if (served is None or served.entry != entry) and self._refused.get(model) != entry and not stopped():
-                self._load(entry, stopped)
+            if self._is_served(entry) or self._refused.get(model) == entry or stopped():
+                continue
+            settled = before is not None and before.get(model) == entry
+            if settled or before is None:
+                self._load(entry, stopped, settled=settled)
         for model in self._served.keys() - found.keys():
             _retire(self._served.pop(model))
             log.info("model.removed", model=model)
@@ -106,25 +114,40 @@ class Models:
             self.refresh(stop.is_set)
             stop.wait(interval_seconds)
 
-    def _load(self, entry: Entry, stopped: Callable[[], bool]) -> None:
+    def _is_served(self, entry: Entry) -> bool:
+        served = self._served.get(entry.model)
+        if served is None or served.entry.version != entry.version:
+            return False
+        return served.entry.of(served.files) == entry.of(served.files)
+
+    def _load(self, entry: Entry, stopped: Callable[[], bool], *, settled: bool) -> None:
         """Makes the version the one that is served. Until it is ready, the former one serves."""
-        gauges = ModelGauges(self._metrics, entry.model, entry.version)
         try:
-            opened = open_model(entry.path)
-            checksum = digest(entry.path, opened.external_files)
-            observed = self._observe(entry, instrument(opened, output_types))
-            calibration = self._calibrate(observed, stopped)
-            replayer = Engine(observed, calibration.groups, self._settings, gauges)
+            served, calibration = self._prepare(entry, stopped)
         except Stopped:
             return
-        except (InstrumentError, ChoiceError, ReplayError, OSError) as error:
+        except Exception as error:  # one model, whatever is wrong with it, may not keep the others from being followed
+            if not settled:
+                return  # it may be half copied; the next look tries again
+            known = isinstance(error, (InstrumentError, ChoiceError, ReplayError, OSError))
             self._refused[entry.model] = entry
             self._metrics.rejected_total.labels(entry.model, "model_unusable").inc()
-            log.error("model.refused", model=entry.model, version=entry.version, reason=str(error))
+            reason = str(error) if known else f"{type(error).__name__}: {error}"
+            log.error("model.refused", model=entry.model, version=entry.version, reason=reason, exc_info=not known)
             return
+        self._swap(served, calibration)
+        self._say(entry, calibration, served.instrumented, served.replayer)
+
+    def _prepare(self, entry: Entry, stopped: Callable[[], bool]) -> tuple[Served, Calibration]:
+        gauges = ModelGauges(self._metrics, entry.model, entry.version)
+        opened = open_model(entry.path)
+        files = frozenset(path.name for path in (entry.path, *opened.external_files))
+        checksum = digest(entry.path, opened.external_files)
+        observed = self._observe(entry, instrument(opened, output_types))
+        calibration = self._calibrate(observed, stopped)
+        replayer = Engine(observed, calibration.groups, self._settings, gauges)
         metadata = ModelMetadata(entry.model, entry.version, True, _specs(replayer.inputs), _specs(replayer.outputs))
-        self._swap(Served(entry, checksum, observed, replayer, metadata, gauges), calibration)
-        self._say(entry, calibration, observed, replayer)
+        return Served(entry, files, checksum, observed, replayer, metadata, gauges), calibration
 
     def _swap(self, served: Served, calibration: Calibration) -> None:
         entry = served.entry

@@ -132,10 +132,11 @@ def serve(
     path.parent.mkdir(parents=True, exist_ok=True)
     onnx.save(model, path)
     status = path.stat()
-    entry = Entry(path.parent.parent.name, path.parent.name, path, (status.st_mtime_ns, status.st_size))
+    entry = Entry(path.parent.parent.name, path.parent.name, path, ((path.name, status.st_mtime_ns, status.st_size),))
     known = instrument(model, output_types).probes if probes is None else tuple(probes)
     return Served(
         entry,
+        frozenset((path.name,)),
         digest(path),
         cast(Instrumented, SimpleNamespace(probes=known, batch_axes={"image": 0})),
         cast(Engine, SimpleNamespace(provider=provider, batch_size=batch_size)),
