@@ -144,7 +144,7 @@ class Models:
         files = frozenset(path.name for path in (entry.path, *opened.external_files))
         checksum = digest(entry.path, opened.external_files)
         observed = self._observe(entry, instrument(opened, output_types))
-        calibration = self._calibrate(observed, stopped)
+        calibration = self._calibrate(entry, observed, stopped)
         replayer = Engine(observed, calibration.groups, self._settings, gauges)
         metadata = ModelMetadata(entry.model, entry.version, True, _specs(replayer.inputs), _specs(replayer.outputs))
         return Served(entry, files, checksum, observed, replayer, metadata, gauges), calibration
@@ -177,10 +177,11 @@ class Models:
             return whole
         return replace(whole.subset(chosen.names), not_probed=(*whole.not_probed, *chosen.left_out))
 
-    def _calibrate(self, observed: Instrumented, stopped: Callable[[], bool]) -> Calibration:
+    def _calibrate(self, entry: Entry, observed: Instrumented, stopped: Callable[[], bool]) -> Calibration:
         # Two sessions are timed against each other; together they keep the limit.
         device = self._settings.device.sharing(2)
-        return calibrate(observed, self._settings, lambda part: Replayer.on(device, part), stopped)
+        bound = log.bind(model=entry.model, version=entry.version)
+        return calibrate(observed, self._settings, lambda part: Replayer.on(device, part), stopped, logger=bound)
 
     def _say(self, entry: Entry, calibration: Calibration, observed: Instrumented, replayer: Engine) -> None:
         ratio = None if calibration.ratio is None else round(calibration.ratio, 3)
@@ -196,13 +197,16 @@ class Models:
             overhead_timed=calibration.timed,
         )
         if not calibration.within:
+            cost = "even one activation at a time costs more"
+            if calibration.ratio is None:
+                cost = "the model could not be timed, and one activation at a time is assumed to cost more"
             log.warning(
                 "budget.unmet",
                 model=entry.model,
                 version=entry.version,
                 overhead_ratio=ratio,
                 budget=self._settings.overhead_budget,
-                hint="even one activation at a time costs more; leave out the largest with --probes, or allow more",
+                hint=f"{cost}; leave out the largest with --probes, or allow more",
             )
 
 

@@ -287,6 +287,18 @@ def test_a_budget_is_timed_at_load_and_shown(tmp_path: Path) -> None:
     assert metrics.registry.get_sample_value("reluscope_agent_probe_groups", VERSION_1) is None
 
 
+def test_a_budget_that_could_not_be_timed_is_not_said_to_be_exceeded(tmp_path: Path) -> None:
+    b = Builder()
+    x = b.node("Relu", [b.node("Conv", ["x", b.weight("w", 4, 3, 5, 5)], "conv")], "relu")
+    served = models(tmp_path, Announced(), overhead_budget=0.01, calibration_extent=1)
+    put(tmp_path, "1", b.model({"x": ["N", 3, "H", "W"]}, {x: 4}))
+    with capture_logs() as logs:
+        served.refresh()
+    said = {one["event"]: one for one in logs}
+    assert (said["calibration.impossible"]["model"], said["calibration.impossible"]["version"]) == ("digits", "1")
+    assert "could not be timed" in said["budget.unmet"]["hint"]
+
+
 def test_stop_ends_the_timing_and_the_former_version_goes_on(tmp_path: Path) -> None:
     served = models(tmp_path, Announced(), overhead_budget=0.1)
     put(tmp_path, "1", small_cnn())
