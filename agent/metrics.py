@@ -64,6 +64,9 @@ class AgentMetrics:
         self.probe_groups = self._gauge(
             "probe_groups", "Groups of probes that take turns, to keep the budget.", "model", "version"
         )
+        self.absent_probes = self._gauge(
+            "absent_probes", "Probes that batches lacked, for their rows were not the requests.", "model", "version"
+        )
         self.gpu_fallback = self._gauge("gpu_fallback", "1 while replay is on the CPU for want of the GPU.", "model")
         self.out_of_memory_total = self._counter("out_of_memory_total", "Batches that did not fit in memory.", "model")
         for reason in DROP_REASONS:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -33,6 +33,9 @@ class Observer(Protocol):
 
     def moved(self, provider: str, reason: str, *, gave_up_gpu: bool) -> None:
         """Replay goes on with that provider."""
+
+    def absent(self, probes: Mapping[str, str]) -> None:
+        """A batch had no values of these probes: reasons by name."""
 
 
 class Closed(Exception):
@@ -125,6 +128,8 @@ class Engine:
             except DeviceError as error:
                 self._yield(error, stop - done, group)
                 continue
+            if misfits := self._rotation.current().misfits:
+                self._observer.absent(misfits)
             self._pressure.ran(self._clock())
             done = stop
         self._busy += self._clock() - begin

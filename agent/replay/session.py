@@ -56,6 +56,8 @@ class Replayer:
         does not work, OutOfMemory where the model does not fit there.
         """
         self._pooled = instrumented.pooled
+        self.misfits: dict[str, str] = {}
+        """Probes that the last batch had no values of for a fault of theirs, and why."""
         self._batch_axes = instrumented.batch_axes
         self._original = frozenset(instrumented.outputs)
         names = dict.fromkeys(name for one in instrumented.pooled.values() for name in one.names)
@@ -103,9 +105,9 @@ class Replayer:
     def run(self, inputs: Tensors, *, shrink: bool = False) -> dict[str, Pooled]:
         """Pooled values by probe name for one batch.
 
-        A probe whose first axis turns out not to be the requests is left out. ``shrink`` gives the GPU memory that the
-        batch took back to the device. Raises ReplayError where onnxruntime refuses the batch, DeviceError where the
-        device fails, OutOfMemory where the batch is too large for it.
+        A probe whose first axis turns out not to be the requests is left out, and is in `misfits`. ``shrink`` gives the
+        GPU memory that the batch took back to the device. Raises ReplayError where onnxruntime refuses the batch,
+        DeviceError where the device fails, OutOfMemory where the batch is too large for it.
         """
         requests = batching.count(inputs, self._batch_axes)
         try:
@@ -114,6 +116,8 @@ class Replayer:
             raise replay_error("cannot run the batch", error) from error
         values = inputs | dict(zip(self._fetched, fetched, strict=True))
         read = {name: outputs.read(values, requests) for name, outputs in self._pooled.items()}
+        reasons = {name: self._pooled[name].misfit(values, requests) for name, pooled in read.items() if pooled is None}
+        self.misfits = {name: reason for name, reason in reasons.items() if reason is not None}
         return {name: pooled for name, pooled in read.items() if pooled is not None}
 
     def _unbound(self, inputs: Tensors) -> list[NDArray[Any]]:

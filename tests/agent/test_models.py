@@ -7,9 +7,11 @@ import os
 import shutil
 import threading
 import weakref
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 from structlog.testing import capture_logs
@@ -21,6 +23,7 @@ from agent.instrument import Instrumented, instrument
 from agent.instrument.files import ModelFile
 from agent.metrics import AgentMetrics
 from agent.models import Models, be_nice
+from agent.pooled import PooledOutputs
 from agent.replay import Device, Replayer
 from agent.repository import RepositoryError, scan
 from tests.agent.capture.fakes import Gpu, GpuDevice, images
@@ -297,6 +300,44 @@ def test_a_budget_that_could_not_be_timed_is_not_said_to_be_exceeded(tmp_path: P
     said = {one["event"]: one for one in logs}
     assert (said["calibration.impossible"]["model"], said["calibration.impossible"]["version"]) == ("digits", "1")
     assert "could not be timed" in said["budget.unmet"]["hint"]
+
+
+def test_a_probe_whose_rows_are_not_the_requests_is_said_once_and_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    genuine = PooledOutputs.read
+    monkeypatch.setattr(  # as if the batch had two rows for each request
+        PooledOutputs,
+        "read",
+        lambda self, values, requests: genuine(self, doubled(values) if "relu1" in self.mean else values, requests),
+    )
+    reasons = PooledOutputs.misfit
+    monkeypatch.setattr(
+        PooledOutputs, "misfit", lambda self, values, requests: reasons(self, doubled(values), requests)
+    )
+    metrics = AgentMetrics()
+    served = models(tmp_path, Announced(), metrics)
+    put(tmp_path, "1", small_cnn())
+    served.refresh()
+    version = served.served("digits")
+    assert version is not None
+    with capture_logs() as logs:
+        for _ in range(2):
+            assert "relu1" not in version.replayer.run(images(2))
+    assert [(one["event"], one["probe"]) for one in logs] == [("probe.absent", "relu1")]
+    assert "shape [4, 4] for 2 requests" in logs[0]["reason"]
+    assert metrics.registry.get_sample_value("reluscope_agent_absent_probes", VERSION_1) == 1
+
+
+def doubled(values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {name: np.concatenate([value, value]) for name, value in values.items()}
+
+
+def test_a_body_that_did_not_run_is_no_misfit() -> None:
+    outputs = PooledOutputs("mean", "mean", None)
+    assert outputs.misfit({"mean": np.empty((0, 1))}, 2) is None
+    assert outputs.misfit({"mean": np.empty((2, 3))}, 2) is None
+    assert outputs.misfit({"mean": np.empty((4, 3))}, 2) is not None
 
 
 def test_stop_ends_the_timing_and_the_former_version_goes_on(tmp_path: Path) -> None:
