@@ -67,3 +67,7 @@ def main() -> None:
 
     Every option may be given by an environment variable: RELUSCOPE_<COMMAND>_<OPTION>.
     """
+
+
+if __name__ == "__main__":
+    main()
