@@ -119,7 +119,7 @@ def session_options(device: Device) -> Any:
     options.inter_op_num_threads = 1
     # Spinning threads would burn the pod's CPU between batches.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # its errors come as exceptions, and are in the agent's own log
     # A memory pattern takes one block for all activations of a run beside the one that found the pattern out.
     options.enable_mem_pattern = False
     # One arena for all sessions, so that the groups of a model that take turns use the same memory.

@@ -121,12 +121,12 @@ class Replayer:
         return {name: pooled for name, pooled in read.items() if pooled is not None}
 
     def _unbound(self, inputs: Tensors) -> list[NDArray[Any]]:
-        fetched: list[NDArray[Any]] = self._session.run(self._fetched, inputs)
+        fetched: list[NDArray[Any]] = self._session.run(self._fetched, inputs, quiet())
         return fetched
 
     def _bound(self, inputs: Tensors, shrink: bool) -> list[NDArray[Any]]:
         """Inputs go to the device once, and only what is fetched comes back, at the end of the run."""
-        options = ort.RunOptions()
+        options = quiet()
         if shrink:
             options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "gpu:0")
         binding = self._session.io_binding()
@@ -139,6 +139,13 @@ class Replayer:
         self._session.run_with_iobinding(binding, options)
         fetched: list[NDArray[Any]] = binding.copy_outputs_to_cpu()
         return fetched
+
+
+def quiet() -> Any:
+    """Options of a run that keeps onnxruntime from printing what it raises: a run has a severity of its own."""
+    options = ort.RunOptions()
+    options.log_severity_level = 4
+    return options
 
 
 class _HasModel(Protocol):
