@@ -47,7 +47,7 @@ class AgentMetrics:
         self.last_publish_timestamp_seconds = self._gauge(
             "last_publish_timestamp_seconds", "When the broker last acknowledged a message, Unix time; 0 for never."
         )
-        self.duty_cycle = self._gauge("duty_cycle", "Share of time spent in replay lately.")
+        self.duty_cycle = self._gauge("duty_cycle", "Share of the last ten seconds spent in replay.")
         self.effective_sample_ratio = self._gauge(
             "effective_sample_ratio", "Share of the last minute's requests that was replayed."
         )
