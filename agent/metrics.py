@@ -47,7 +47,7 @@ class AgentMetrics:
         self.last_publish_timestamp_seconds = self._gauge(
             "last_publish_timestamp_seconds", "When the broker last acknowledged a message, Unix time; 0 for never."
         )
-        self.duty_cycle = self._gauge("duty_cycle", "Share of time spent in replay lately.")
+        self.duty_cycle = self._gauge("duty_cycle", "Share of the last ten seconds spent in replay.")
         self.effective_sample_ratio = self._gauge(
             "effective_sample_ratio", "Share of the last minute's requests that was replayed."
         )
@@ -63,6 +63,9 @@ class AgentMetrics:
         )
         self.probe_groups = self._gauge(
             "probe_groups", "Groups of probes that take turns, to keep the budget.", "model", "version"
+        )
+        self.absent_probes = self._gauge(
+            "absent_probes", "Probes that batches lacked, for their rows were not the requests.", "model", "version"
         )
         self.gpu_fallback = self._gauge("gpu_fallback", "1 while replay is on the CPU for want of the GPU.", "model")
         self.out_of_memory_total = self._counter("out_of_memory_total", "Batches that did not fit in memory.", "model")

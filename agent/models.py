@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,6 +32,8 @@ class Served:
     """A loaded model version."""
 
     entry: Entry
+    files: frozenset[str]
+    """Names of the model's file and of those with its external data; a change of others is no change of the model."""
     digest: str
     instrumented: Instrumented
     replayer: Engine
@@ -51,14 +52,8 @@ class Models:
         settings: CaptureSettings,
         *,
         on_refreshed: Callable[[Mapping[str, Served]], None] = lambda served: None,
-        settle_seconds: float = 5.0,
     ) -> None:
-        """``on_refreshed`` is called after every look at the repository, in the thread that watches it.
-
-        A file that cannot be used is not refused before it has been left alone for ``settle_seconds``: until then it
-        may be one that is being copied.
-        """
-        self._settle_seconds = settle_seconds
+        """``on_refreshed`` is called after every look at the repository, in the thread that watches it."""
         self._root = root
         self._metrics = metrics
         self._on_deployment = on_deployment
@@ -66,6 +61,7 @@ class Models:
         self._settings = settings
         self._served: dict[str, Served] = {}
         self._refused: dict[str, Entry] = {}
+        self._seen: dict[str, Entry] | None = None
         self._unreadable: str | None = None
         self._warned_empty = False
 
@@ -84,11 +80,13 @@ class Models:
     def refresh(self, stopped: Callable[[], bool] = lambda: False) -> None:
         """Loads what is new or changed, forgets what has gone; comes back soon once ``stopped()``.
 
-        A version that fails is tried again when its file changes.
+        What appears or changes may be half copied: it is loaded once two looks in a row find its files the same, and
+        at the first look of all, so that the start is not delayed; only what stays the same is called refused. A
+        version that fails is tried again when a file of its folder changes.
         """
         try:
             found = scan(self._root)
-        except RepositoryError as error:
+        except (RepositoryError, OSError) as error:
             if str(error) != self._unreadable:
                 log.error("repository.unreadable", reason=str(error))
             self._unreadable = str(error)
@@ -97,12 +95,15 @@ class Models:
         if not found and not self._warned_empty:
             log.warning("repository.empty", repository=str(self._root), expected=f"<model>/<version>/{MODEL_FILE}")
         self._warned_empty = not found
+        before, self._seen = self._seen, found
         for model, entry in found.items():
-            served = self._served.get(model)
-            if (served is None or served.entry != entry) and self._refused.get(model) != entry and not stopped():
-                self._load(entry, stopped)
+            if self._is_served(entry) or self._refused.get(model) == entry or stopped():
+                continue
+            settled = before is not None and before.get(model) == entry
+            if settled or before is None:
+                self._load(entry, stopped, settled=settled)
         for model in self._served.keys() - found.keys():
-            self._served.pop(model).gauges.forget()
+            _retire(self._served.pop(model))
             log.info("model.removed", model=model)
         self._on_refreshed(self._served)
 
@@ -113,36 +114,40 @@ class Models:
             self.refresh(stop.is_set)
             stop.wait(interval_seconds)
 
-    def _load(self, entry: Entry, stopped: Callable[[], bool]) -> None:
+    def _is_served(self, entry: Entry) -> bool:
+        served = self._served.get(entry.model)
+        if served is None or served.entry.version != entry.version:
+            return False
+        return served.entry.of(served.files) == entry.of(served.files)
+
+    def _load(self, entry: Entry, stopped: Callable[[], bool], *, settled: bool) -> None:
         """Makes the version the one that is served. Until it is ready, the former one serves."""
-        gauges = ModelGauges(self._metrics, entry.model, entry.version)
         try:
-            opened = open_model(entry.path)
-            checksum = digest(entry.path, opened.external_files)
-            observed = self._observe(entry, instrument(opened, output_types))
-            calibration = self._calibrate(observed, stopped)
-            replayer = Engine(observed, calibration.groups, self._settings, gauges)
+            served, calibration = self._prepare(entry, stopped)
         except Stopped:
             return
-        except (InstrumentError, ChoiceError, ReplayError, OSError) as error:
-            self._refuse(entry, str(error))
+        except Exception as error:  # one model, whatever is wrong with it, may not keep the others from being followed
+            if not settled:
+                return  # it may be half copied; the next look tries again
+            known = isinstance(error, (InstrumentError, ChoiceError, ReplayError, OSError))
+            self._refused[entry.model] = entry
+            self._metrics.rejected_total.labels(entry.model, "model_unusable").inc()
+            reason = str(error) if known else f"{type(error).__name__}: {error}"
+            log.error("model.refused", model=entry.model, version=entry.version, reason=reason, exc_info=not known)
             return
-        except Exception as error:  # whatever is wrong with one model may not keep the others from being followed
-            log.exception("model.failed", model=entry.model, version=entry.version)
-            self._refuse(entry, f"{type(error).__name__}: {error}")
-            return
-        metadata = ModelMetadata(entry.model, entry.version, True, _specs(replayer.inputs), _specs(replayer.outputs))
-        self._swap(Served(entry, checksum, observed, replayer, metadata, gauges), calibration)
-        self._say(entry, calibration, observed, replayer)
+        self._swap(served, calibration)
+        self._say(entry, calibration, served.instrumented, served.replayer)
 
-    def _refuse(self, entry: Entry, reason: str) -> None:
-        changed_seconds_ago = time.time() - entry.stamp[0] / 1e9
-        if changed_seconds_ago < self._settle_seconds:
-            log.info("model.incomplete", model=entry.model, version=entry.version, reason=reason)
-            return  # it may still be being copied: it is tried again at the next look
-        self._refused[entry.model] = entry
-        self._metrics.rejected_total.labels(entry.model, "model_unusable").inc()
-        log.error("model.refused", model=entry.model, version=entry.version, reason=reason)
+    def _prepare(self, entry: Entry, stopped: Callable[[], bool]) -> tuple[Served, Calibration]:
+        gauges = ModelGauges(self._metrics, entry.model, entry.version)
+        opened = open_model(entry.path)
+        files = frozenset(path.name for path in (entry.path, *opened.external_files))
+        checksum = digest(entry.path, opened.external_files)
+        observed = self._observe(entry, instrument(opened, output_types))
+        calibration = self._calibrate(entry, observed, stopped)
+        replayer = Engine(observed, calibration.groups, self._settings, gauges)
+        metadata = ModelMetadata(entry.model, entry.version, True, _specs(replayer.inputs), _specs(replayer.outputs))
+        return Served(entry, files, checksum, observed, replayer, metadata, gauges), calibration
 
     def _swap(self, served: Served, calibration: Calibration) -> None:
         entry = served.entry
@@ -150,9 +155,9 @@ class Models:
         # A re-written file with the same content is the same deployment.
         if before is None or (before.entry.version, before.digest) != (entry.version, served.digest):
             self._on_deployment(entry, served.digest, served.instrumented, served.replayer.provider)
-        if before is not None:
-            before.gauges.forget()
         self._served[entry.model] = served
+        if before is not None:
+            _retire(before)
         self._refused.pop(entry.model, None)
         self._metrics.start_model(entry.model)
         served.gauges.show(served.replayer.provider, calibration)
@@ -172,10 +177,11 @@ class Models:
             return whole
         return replace(whole.subset(chosen.names), not_probed=(*whole.not_probed, *chosen.left_out))
 
-    def _calibrate(self, observed: Instrumented, stopped: Callable[[], bool]) -> Calibration:
+    def _calibrate(self, entry: Entry, observed: Instrumented, stopped: Callable[[], bool]) -> Calibration:
         # Two sessions are timed against each other; together they keep the limit.
         device = self._settings.device.sharing(2)
-        return calibrate(observed, self._settings, lambda part: Replayer.on(device, part), stopped)
+        bound = log.bind(model=entry.model, version=entry.version)
+        return calibrate(observed, self._settings, lambda part: Replayer.on(device, part), stopped, logger=bound)
 
     def _say(self, entry: Entry, calibration: Calibration, observed: Instrumented, replayer: Engine) -> None:
         ratio = None if calibration.ratio is None else round(calibration.ratio, 3)
@@ -191,15 +197,16 @@ class Models:
             overhead_timed=calibration.timed,
         )
         if not calibration.within:
+            cost = "even one activation at a time costs more"
+            if calibration.ratio is None:
+                cost = "the model could not be timed, and one activation at a time is assumed to cost more"
             log.warning(
                 "budget.unmet",
                 model=entry.model,
                 version=entry.version,
                 overhead_ratio=ratio,
                 budget=self._settings.overhead_budget,
-                hint="even one activation at a time costs more; leave out the largest with --probes, or allow more"
-                if calibration.ratio is not None
-                else "the model could not be timed, see calibration.impossible; a share is assumed",
+                hint=f"{cost}; leave out the largest with --probes, or allow more",
             )
 
 
@@ -211,6 +218,12 @@ def be_nice(level: int = 10) -> None:
     if hasattr(os, "setpriority"):
         thread = threading.get_native_id()
         os.setpriority(os.PRIO_PROCESS, thread, max(level, os.getpriority(os.PRIO_PROCESS, thread)))
+
+
+def _retire(served: Served) -> None:
+    """Takes a version's series and sessions away, for others may hold on to the rest of it for a while."""
+    served.gauges.forget()
+    served.replayer.close()
 
 
 def _specs(ports: Sequence[Port]) -> tuple[TensorSpec, ...]:

@@ -52,3 +52,11 @@ class PooledOutputs:
         if mean.ndim != 2 or len(mean) != requests:
             return None
         return Pooled(mean, maximum, fraction)
+
+    def misfit(self, values: Mapping[str, NDArray[Any]], requests: int) -> str | None:
+        """Why `read` has none for the batch; None where it has, or where its body did not run."""
+        mean = values[self.mean]
+        rows = mean.shape[1:] if self.iterations else mean.shape
+        if mean.size == 0 or (len(rows) == 2 and rows[0] == requests):
+            return None
+        return f"its rows are not the requests: shape {list(rows)} for {requests} requests"

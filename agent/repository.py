@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Iterable
+import stat
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 MODEL_FILE = "model.onnx"
-_PAIRED_FILES = frozenset({"reference.onnx", "holdout.npz"})
+
+Stamp = tuple[tuple[str, int, int], ...]
+"""(name, mtime in ns, size) of files, by name."""
 
 
 class RepositoryError(ValueError):
@@ -17,19 +21,24 @@ class RepositoryError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One version's file. ``stamp`` changes when it or its external data does, without reading them."""
+    """One version's file."""
 
     model: str
     version: str
     path: Path
-    stamp: tuple[int, int]
+    stamp: Stamp
+    """Changes when the file, or any file beside it, does, without reading them."""
+
+    def of(self, names: Collection[str]) -> Stamp:
+        """The part of the stamp that speaks of the files with these names."""
+        return tuple(one for one in self.stamp if one[0] in names)
 
 
 def scan(root: Path) -> dict[str, Entry]:
     """The highest numbered version of every model, as Triton's default version policy serves it.
 
-    Folders without a model file are passed over: they are still being written. Raises RepositoryError where ``root`` is
-    no folder.
+    Folders without a model file are passed over, as is what goes while it is looked at: both are being written. Raises
+    RepositoryError where ``root`` is no folder.
     """
     if not root.is_dir():
         raise RepositoryError(f"{root}: no such folder; --repository takes <model>/<version>/{MODEL_FILE} below it")
@@ -40,25 +49,22 @@ def scan(root: Path) -> dict[str, Entry]:
             continue
         newest = found.get(model)
         if newest is None or int(version) > int(newest.version):
-            stamp = _stamp(path)
-            if stamp is not None:
-                found[model] = Entry(model, version, path, stamp)
+            entry = Entry(model, version, path, _stamp(path.parent))
+            if entry.of((MODEL_FILE,)):
+                found[model] = entry
     return found
 
 
-def _stamp(model: Path) -> tuple[int, int] | None:
-    """Newest change and total size of a model's files; None where it is no file, or goes as it is looked at.
-
-    Its external data may be any file beside it; what paired replay reads there is none of the model's.
-    """
-    try:
-        beside = [path for path in model.parent.iterdir() if path.name not in _PAIRED_FILES and path.is_file()]
-        statuses = [path.stat() for path in beside]
-        if not model.is_file():
-            return None
-    except OSError:
-        return None
-    return max(status.st_mtime_ns for status in statuses), sum(status.st_size for status in statuses)
+def _stamp(folder: Path) -> Stamp:
+    """Of the files of a version: the model, its external data, what else lies there; folders are passed over."""
+    stamps = []
+    with contextlib.suppress(OSError):  # the folder is being removed
+        for path in sorted(folder.iterdir()):
+            with contextlib.suppress(OSError):  # so is the file
+                status = path.stat()
+                if stat.S_ISREG(status.st_mode):
+                    stamps.append((path.name, status.st_mtime_ns, status.st_size))
+    return tuple(stamps)
 
 
 def digest(path: Path, external: Iterable[Path] = ()) -> str:

@@ -32,14 +32,17 @@ from agent.paired.windows import ComparisonWindows
 from agent.replay import ReplayError, resolve
 from agent.sampling import Sampler
 from agent.sender import Sender
-from agent.supervise import supervised
+from agent.supervise import join, supervised
 from agent.throttle import Throttle
 from agent.transport import Publisher
 from agent.windowing import Accumulator
 from agent.worker import Worker, WorkerSettings
 
 log = structlog.get_logger()
-_STOP_SECONDS = 10.0
+_STOP_SECONDS = 20.0
+"""For all threads together: an orchestrator kills the pod after 30."""
+_PUBLISH_SECONDS = 5.0
+"""Of these, kept for what the broker still takes."""
 _REFRESH_SECONDS = 2.0
 _MIB = 1 << 20
 
@@ -177,10 +180,9 @@ def command(
         stop.set()
         queue.close()
         work_stop.set()
-        until = time.monotonic() + _STOP_SECONDS
-        for thread in loops:
-            thread.join(max(0.0, until - time.monotonic()))
+        deadline = time.monotonic() + _STOP_SECONDS
+        join(loops, deadline - _PUBLISH_SECONDS)
         publish_stop.set()
-        publishing.join(_STOP_SECONDS)
+        join([publishing], deadline)
         outbox.close()
         log.info("agent.stopped", outbox_messages=outbox.depth()[0])

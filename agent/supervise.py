@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable
 
 import structlog
 
@@ -30,3 +31,11 @@ def supervised(name: str, loop: Callable[[threading.Event], None], stop: threadi
     thread = threading.Thread(target=run, name=name, daemon=True)
     thread.start()
     return thread
+
+
+def join(threads: Iterable[threading.Thread], deadline: float) -> None:
+    """Waits for all threads together until ``deadline``, a `time.monotonic`; those that go on are named in the log."""
+    for thread in threads:
+        thread.join(max(0.0, deadline - time.monotonic()))
+        if thread.is_alive():
+            log.warning("loop.still_running", loop=thread.name)

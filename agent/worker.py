@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Hashable, Iterator
+from collections import deque
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,6 +14,7 @@ import structlog
 from numpy.typing import NDArray
 
 from agent import batching
+from agent.capture.engine import Closed
 from agent.governor import Budgets, rest_seconds
 from agent.intake.oip import Limits, OipError, parse_request
 from agent.intake.queue import ByteQueue, Captured
@@ -25,6 +27,8 @@ from agent.windowing import Accumulator
 
 log = structlog.get_logger()
 _POLL_SECONDS = 0.25
+_DUTY_SECONDS = 10.0
+"""Over how long the duty cycle in the metrics is averaged."""
 
 Tensors = dict[str, NDArray[Any]]
 
@@ -71,6 +75,7 @@ class Worker:
         limit = self._settings.budgets.requests_per_second
         # A second's worth at most, so that a low limit means small batches and not long pauses.
         most = self._settings.max_batch if limit is None else max(1, min(self._settings.max_batch, int(limit)))
+        turns: deque[tuple[float, float]] = deque()
         while not stop.is_set():
             begin = time.monotonic()
             items = self._queue.take(most, _POLL_SECONDS)
@@ -81,7 +86,11 @@ class Worker:
             self.meter.taken += len(items)
             self.meter.busy_seconds += busy
             self._rest(rest_seconds(busy, len(items), self._settings.budgets), stop)
-            self._metrics.duty_cycle.set(busy / max(time.monotonic() - begin, 1e-9))
+            turns.append((begin, busy))
+            now = time.monotonic()
+            while len(turns) > 1 and turns[1][0] < now - _DUTY_SECONDS:
+                turns.popleft()
+            self._metrics.duty_cycle.set(duty(turns, now))
         self._sender.windows(self._accumulator.drain())
 
     def _rest(self, seconds: float, stop: threading.Event) -> None:
@@ -144,6 +153,9 @@ class Worker:
         begin = time.perf_counter()
         try:
             pooled = served.replayer.run(filled)
+        except Closed:
+            self._metrics.dropped_total.labels("model_gone").inc(requests)
+            return requests
         except ReplayError as error:
             if requests > 1:
                 half = requests // 2
@@ -167,6 +179,12 @@ class Worker:
         self._accumulator.add(entry.model, entry.version, served.digest, served.instrumented.probes, real, arrived_ms)
         self._metrics.replayed_total.labels(entry.model, entry.version).inc(requests)
         return 0
+
+
+def duty(turns: Iterable[tuple[float, float]], now: float) -> float:
+    """The share of time that was busy since the first of some turns, each (its begin, its busy seconds)."""
+    listed = list(turns)
+    return sum(busy for _, busy in listed) / max(now - listed[0][0], 1e-9) if listed else 0.0
 
 
 def batches(

@@ -64,18 +64,21 @@ def calibrate(
     build: Callable[[Instrumented], Session],
     stopped: Callable[[], bool],
     clock: Clock = time.perf_counter,
+    *,
+    logger: Any = log,
 ) -> Calibration:
     """The fewest groups that keep ``settings.overhead_budget``, timed where that can be done, else estimated.
 
-    Raises Stopped once ``stopped()``, at the latest after the run or the loading of a session that is under way.
+    ``logger`` is bound to the model that its lines speak of. Raises Stopped once ``stopped()``, at the latest after the
+    run or the loading of a session that is under way.
     """
     if settings.overhead_budget is None:
         return Calibration(groups.partition(observed.probes, observed.elements, 1), None, True, False)
-    stand = _Stand(observed, settings, build, stopped, clock)
+    stand = _Stand(observed, settings, build, stopped, clock, logger)
     try:
         return stand.find(settings.overhead_budget)
     except (ReplayError, ValueError) as error:
-        log.warning("calibration.impossible", reason=str(error), assumed_ratio=1 + groups.UNTIMED_EXCESS)
+        logger.warning("calibration.impossible", reason=str(error), assumed_ratio=1 + groups.UNTIMED_EXCESS)
         return replace(stand.estimate(groups.UNTIMED_EXCESS, settings.overhead_budget), ratio=None)
 
 
@@ -89,7 +92,9 @@ class _Stand:
         build: Callable[[Instrumented], Session],
         stopped: Callable[[], bool],
         clock: Clock,
+        logger: Any,
     ) -> None:
+        self._log = logger
         self._observed = observed
         self._settings = settings
         self._build = build
@@ -102,7 +107,7 @@ class _Stand:
         plain = self._session(())
         inputs = self._inputs(plain)
         whole = self._ratio(plain, frozenset(probe.name for probe in self._observed.probes), inputs, parts=2)
-        log.info(
+        self._log.info(
             "calibration.all_probes",
             ratio=round(whole.median, 3),
             spread=round(whole.spread, 3),
@@ -119,7 +124,7 @@ class _Stand:
                 return self.estimate(whole.excess, budget, count)
             excess = max(0.0, fmean(ratio.median for ratio in ratios) - 1.0)
             error = sum(ratio.error**2 for ratio in ratios) ** 0.5 / len(ratios)
-            log.info(
+            self._log.info(
                 "calibration.groups",
                 groups=count,
                 ratio=round(1 + excess, 3),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -33,9 +34,16 @@ class Observer(Protocol):
     def moved(self, provider: str, reason: str, *, gave_up_gpu: bool) -> None:
         """Replay goes on with that provider."""
 
+    def absent(self, probes: Mapping[str, str]) -> None:
+        """A batch had no values of these probes: reasons by name."""
+
+
+class Closed(Exception):
+    """The version was replaced or removed while its requests waited."""
+
 
 class Engine:
-    """Looks like one Replayer. Not thread-safe but for its properties: it belongs to the thread that replays."""
+    """Looks like one Replayer. `run` belongs to the thread that replays; properties and `close` are for any thread."""
 
     def __init__(
         self,
@@ -59,6 +67,8 @@ class Engine:
         self._build = build
         self._clock = clock
         self._busy = 0.0
+        self._running = threading.Lock()
+        self._closed = False
         failure: DeviceError | None = None
         try:
             self._rotation = self._rotate(settings.device)
@@ -90,8 +100,20 @@ class Engine:
         """Pooled values of the probes whose turn it is, by name, for one batch of any size.
 
         What the device has no room for is run again in smaller batches, then on the CPU. Raises ReplayError where the
-        requests themselves cannot be run, or not even the CPU has room for one of them.
+        requests themselves cannot be run, or not even the CPU has room for one of them, Closed after `close`.
         """
+        with self._running:
+            if self._closed:
+                raise Closed
+            return self._run(inputs)
+
+    def close(self) -> None:
+        """Frees the sessions as soon as no batch is running on them."""
+        with self._running:
+            self._closed = True
+            self._rotation.release()
+
+    def _run(self, inputs: Tensors) -> dict[str, Pooled]:
         if self._pressure.due(self._clock()):
             self._try_gpu()
         axes = self._observed.batch_axes
@@ -106,6 +128,8 @@ class Engine:
             except DeviceError as error:
                 self._yield(error, stop - done, group)
                 continue
+            if misfits := self._rotation.current().misfits:
+                self._observer.absent(misfits)
             self._pressure.ran(self._clock())
             done = stop
         self._busy += self._clock() - begin
@@ -157,9 +181,8 @@ class Engine:
             # Activations need room beside the weights; and the sessions keep the limit together.
             resident = resident and 2 * weights <= device.gpu_mem_limit
             device = device.sharing(count if resident else 1)
-        # Not self in the closure: that would be a cycle, and a version that was replaced would keep its sessions until
-        # the garbage collector comes round.
-        observed, build = self._observed, self._build
+        # No reference to the engine in here: in a cycle, sessions would outlive it until the garbage collector comes.
+        build, observed = self._build, self._observed
         return Rotation(
             self._groups[place:] + self._groups[:place],
             lambda names: build(device, observed.subset(names)),

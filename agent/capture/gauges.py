@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 
 import structlog
 
@@ -21,6 +22,7 @@ class ModelGauges:
         self._version = version
         self._provider: str | None = None
         self._gave_up_gpu = False
+        self._absent: set[str] = set()
         self._lock = threading.Lock()  # the replay thread moves what the models thread forgets
         metrics.out_of_memory_total.labels(model)
 
@@ -34,6 +36,7 @@ class ModelGauges:
             ratio = float("nan") if calibration.ratio is None else calibration.ratio
             self._metrics.capture_overhead_ratio.labels(*labels).set(ratio)
             self._metrics.probe_groups.labels(*labels).set(len(calibration.groups))
+            self._metrics.absent_probes.labels(*labels).set(len(self._absent))
 
     def forget(self) -> None:
         """The version is not served any more."""
@@ -42,6 +45,7 @@ class ModelGauges:
                 self._metrics.model_info.remove(self._model, self._version, self._provider)
                 self._metrics.capture_overhead_ratio.remove(self._model, self._version)
                 self._metrics.probe_groups.remove(self._model, self._version)
+                self._metrics.absent_probes.remove(self._model, self._version)
                 self._provider = None
 
     def out_of_memory(self, batch: int, reason: str) -> None:
@@ -58,3 +62,13 @@ class ModelGauges:
                 self._provider = provider
         event = "replay.gpu_given_up" if gave_up_gpu else "replay.gpu_back"
         log.warning(event, model=self._model, version=self._version, provider=provider, reason=reason)
+
+    def absent(self, probes: Mapping[str, str]) -> None:
+        """Said once for each probe."""
+        with self._lock:
+            new = [name for name in probes if name not in self._absent]
+            self._absent.update(new)
+            if self._provider is not None:
+                self._metrics.absent_probes.labels(self._model, self._version).set(len(self._absent))
+        for name in new:
+            log.warning("probe.absent", model=self._model, version=self._version, probe=name, reason=probes[name])

@@ -47,7 +47,8 @@ def reference_of(entry: Entry, compare_previous: bool) -> Baseline | None:
 
 def cpu_of(entry: Entry) -> Baseline:
     """The served file itself, to be run on the CPU."""
-    return Baseline("cpu_provider", "CPUExecutionProvider", entry.path, entry.stamp, cpu_only=True)
+    ((_, changed_ns, size),) = entry.of((entry.path.name,))
+    return Baseline("cpu_provider", "CPUExecutionProvider", entry.path, (changed_ns, size), cpu_only=True)
 
 
 def holdout_of(entry: Entry) -> tuple[Path, Stamp] | None:

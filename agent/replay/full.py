@@ -6,7 +6,7 @@ from agent import batching
 from agent.instrument.whole import Exposed
 from agent.replay.errors import replay_error
 from agent.replay.providers import Device
-from agent.replay.session import Port, open_session, port_of
+from agent.replay.session import Port, open_session, port_of, quiet
 
 
 class FullSession:
@@ -37,7 +37,7 @@ class FullSession:
     def run(self, inputs: batching.Tensors) -> batching.Tensors:
         """The values of every exposed tensor, by its name in the original model; raises ReplayError."""
         try:
-            values = dict(zip(self._fetched, self._session.run(self._fetched, inputs), strict=True))
+            values = dict(zip(self._fetched, self._session.run(self._fetched, inputs, quiet()), strict=True))
         except Exception as error:  # onnxruntime's errors share no base class below Exception
             raise replay_error("cannot run the batch", error) from error
         return {tensor: values[output] for tensor, output in self._outputs.items()}

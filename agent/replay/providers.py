@@ -119,12 +119,14 @@ def session_options(device: Device) -> Any:
     options.inter_op_num_threads = 1
     # Spinning threads would burn the pod's CPU between batches.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.log_severity_level = 4  # what fails is raised as well, and said in our own log
+    options.log_severity_level = 4  # its errors come as exceptions, and are in the agent's own log
     # A memory pattern takes one block for all activations of a run beside the one that found the pattern out.
     options.enable_mem_pattern = False
     # One arena for all sessions, so that the groups of a model that take turns use the same memory.
     _share_arena()
     options.add_session_config_entry("session.use_env_allocators", "1")
+    # Weights stay out of it: the arena never gives memory back, and would grow with every version that is loaded.
+    options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
     return options
 
 

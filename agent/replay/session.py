@@ -9,7 +9,6 @@ from typing import Any, Protocol
 
 import numpy as np
 import onnxruntime as ort
-import structlog
 from numpy.typing import NDArray
 
 from agent import batching
@@ -26,8 +25,6 @@ _DATATYPES = {
     "tensor(string)": "BYTES",
     "tensor(bfloat16)": "BF16",
 } | {f"tensor({sign}int{bits})": f"{sign.upper()}INT{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)}
-
-log = structlog.get_logger()
 
 Tensors = dict[str, NDArray[Any]]
 
@@ -59,12 +56,13 @@ class Replayer:
         does not work, OutOfMemory where the model does not fit there.
         """
         self._pooled = instrumented.pooled
+        self.misfits: dict[str, str] = {}
+        """Probes that the last batch had no values of for a fault of theirs, and why."""
         self._batch_axes = instrumented.batch_axes
         self._original = frozenset(instrumented.outputs)
         names = dict.fromkeys(name for one in instrumented.pooled.values() for name in one.names)
         self._fetched = [name for name in names if name not in instrumented.batch_axes]
         self._session = open_session(instrumented, Device(threads, gpu_mem_limit, provider, engine_cache))
-        self._told: set[str] = set()
         if not self._fetched:
             self._fetched = list(instrumented.outputs)
 
@@ -108,9 +106,9 @@ class Replayer:
     def run(self, inputs: Tensors, *, shrink: bool = False) -> dict[str, Pooled]:
         """Pooled values by probe name for one batch.
 
-        A probe whose first axis turns out not to be the requests is left out. ``shrink`` gives the GPU memory that the
-        batch took back to the device. Raises ReplayError where onnxruntime refuses the batch, DeviceError where the
-        device fails, OutOfMemory where the batch is too large for it.
+        A probe whose first axis turns out not to be the requests is left out, and is in `misfits`. ``shrink`` gives the
+        GPU memory that the batch took back to the device. Raises ReplayError where onnxruntime refuses the batch,
+        DeviceError where the device fails, OutOfMemory where the batch is too large for it.
         """
         requests = batching.count(inputs, self._batch_axes)
         try:
@@ -119,24 +117,17 @@ class Replayer:
             raise replay_error("cannot run the batch", error) from error
         values = inputs | dict(zip(self._fetched, fetched, strict=True))
         read = {name: outputs.read(values, requests) for name, outputs in self._pooled.items()}
-        self._tell_absent([name for name, pooled in read.items() if pooled is None], values, requests)
+        reasons = {name: self._pooled[name].misfit(values, requests) for name, pooled in read.items() if pooled is None}
+        self.misfits = {name: reason for name, reason in reasons.items() if reason is not None}
         return {name: pooled for name, pooled in read.items() if pooled is not None}
 
-    def _tell_absent(self, names: list[str], values: Tensors, requests: int) -> None:
-        """Says once of each probe that its rows are not the requests; no rows at all are a body that did not run."""
-        for name in names:
-            rows = len(values[self._pooled[name].mean])
-            if rows and name not in self._told:
-                self._told.add(name)
-                log.warning("probe.absent", probe=name, rows=rows, requests=requests, reason="rows are not requests")
-
     def _unbound(self, inputs: Tensors) -> list[NDArray[Any]]:
-        fetched: list[NDArray[Any]] = self._session.run(self._fetched, inputs)
+        fetched: list[NDArray[Any]] = self._session.run(self._fetched, inputs, quiet())
         return fetched
 
     def _bound(self, inputs: Tensors, shrink: bool) -> list[NDArray[Any]]:
         """Inputs go to the device once, and only what is fetched comes back, at the end of the run."""
-        options = ort.RunOptions()
+        options = quiet()
         if shrink:
             options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "gpu:0")
         binding = self._session.io_binding()
@@ -149,6 +140,13 @@ class Replayer:
         self._session.run_with_iobinding(binding, options)
         fetched: list[NDArray[Any]] = binding.copy_outputs_to_cpu()
         return fetched
+
+
+def quiet() -> Any:
+    """Options of a run that keeps onnxruntime from printing what it raises: a run has a severity of its own."""
+    options = ort.RunOptions()
+    options.log_severity_level = 4
+    return options
 
 
 class _HasModel(Protocol):

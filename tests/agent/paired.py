@@ -151,7 +151,7 @@ def serve(
     path.parent.mkdir(parents=True, exist_ok=True)
     onnx.save(model, path)
     status = path.stat()
-    entry = Entry(path.parent.parent.name, path.parent.name, path, (status.st_mtime_ns, status.st_size))
+    entry = Entry(path.parent.parent.name, path.parent.name, path, ((path.name, status.st_mtime_ns, status.st_size),))
     made = instrument(model, output_types) if probes is None else None
     known = SimpleNamespace(
         probes=tuple(probes or ()) if made is None else made.probes,
@@ -160,6 +160,7 @@ def serve(
     )
     return Served(
         entry,
+        frozenset((path.name,)),
         digest(path),
         cast(Instrumented, known),
         cast(Engine, SimpleNamespace(provider=provider, batch_size=batch_size)),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from importlib.metadata import EntryPoint
 
 import click
@@ -74,3 +76,8 @@ def test_entry_that_is_no_command_is_refused(monkeypatch: pytest.MonkeyPatch) ->
     install(monkeypatch, odd="agent.cli:GROUP")
     result = CliRunner().invoke(cli.main, ["odd"])
     assert "is no click command" in result.output
+
+
+def test_the_module_runs_as_the_command_does() -> None:
+    done = subprocess.run([sys.executable, "-m", "agent.cli", "--help"], capture_output=True, text=True, check=True)
+    assert "Watch the activations" in done.stdout

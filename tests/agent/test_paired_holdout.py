@@ -177,6 +177,7 @@ def test_it_runs_again_when_model_reference_or_holdout_change_and_not_else(agent
     assert [body.baseline_n for body in agent.sent()] == [6]
     agent.put("2", permuted(small_cnn()))
     agent.models.refresh()
+    agent.models.refresh()
     assert [type(body) for body in agent.sent()] == [wire.Deployment, wire.Comparison]
     assert agent.value("validation_accuracy", model="digits", version="1") is None, "that version has gone"
     assert agent.value("validation_accuracy", model="digits", version="2") is not None

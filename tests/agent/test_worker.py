@@ -21,7 +21,7 @@ from agent.outbox import Outbox
 from agent.replay import Device
 from agent.sender import Sender
 from agent.windowing import Accumulator
-from agent.worker import Worker, WorkerSettings
+from agent.worker import Worker, WorkerSettings, duty
 from tests.agent.models import Builder, small_cnn
 from tests.agent.test_models import put
 
@@ -135,3 +135,8 @@ def test_a_wide_window_is_split_below_the_message_limit(tmp_path: Path) -> None:
     assert len(windows) > 1
     assert counts(sent) == dict.fromkeys(["image", "relu1", "relu2", "relu3", "fc2_out"], 50)
     assert len({envelope.seq for envelope in sent}) == len(sent)
+
+
+def test_the_duty_cycle_is_over_several_turns() -> None:
+    assert duty([(10.0, 0.5), (11.0, 0.0), (12.0, 1.0)], 15.0) == 0.3
+    assert duty([], 15.0) == 0.0

@@ -160,6 +160,8 @@ class _Deaf:
 
     def moved(self, provider: str, reason: str, *, gave_up_gpu: bool) -> None: ...
 
+    def absent(self, probes: Mapping[str, str]) -> None: ...
+
 
 def within_budget(case: Case) -> Once:
     """The agent's own engine: groups of probes in turn, as many as its timing at load finds to keep the budget."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -72,12 +73,16 @@ class Notes:
     def __init__(self) -> None:
         self.out: list[int] = []
         self.moves: list[tuple[str, bool]] = []
+        self.missing: list[dict[str, str]] = []
 
     def out_of_memory(self, batch: int, reason: str) -> None:
         self.out.append(batch)
 
     def moved(self, provider: str, reason: str, *, gave_up_gpu: bool) -> None:
         self.moves.append((provider.removesuffix("ExecutionProvider"), gave_up_gpu))
+
+    def absent(self, probes: Mapping[str, str]) -> None:
+        self.missing.append(dict(probes))
 
 
 class Clock:
