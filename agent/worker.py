@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import structlog
 from numpy.typing import NDArray
 
 from agent import batching
@@ -20,12 +19,12 @@ from agent.intake.oip import Limits, OipError, parse_request
 from agent.intake.queue import ByteQueue, Captured
 from agent.metrics import AgentMetrics
 from agent.models import Models, Served, be_nice
+from agent.repeats import Repeats
 from agent.replay import ReplayError
 from agent.sender import Sender
 from agent.throttle import Meter
 from agent.windowing import Accumulator
 
-log = structlog.get_logger()
 _POLL_SECONDS = 0.25
 _DUTY_SECONDS = 10.0
 """Over how long the duty cycle in the metrics is averaged."""
@@ -67,6 +66,7 @@ class Worker:
         self._sender = sender
         self._metrics = metrics
         self._clock_ms = clock_ms
+        self._repeats = Repeats()
         self.meter = Meter()
 
     def run(self, stop: threading.Event) -> None:
@@ -138,7 +138,10 @@ class Worker:
                 raise OipError("shape", str(error)) from error
         except OipError as error:
             self._metrics.rejected_total.labels(item.model, error.reason).inc()
-            log.warning("request.rejected", model=item.model, reason=error.reason, message=error.message)
+            kind = (item.model, error.reason)
+            self._repeats.warning(
+                "request.rejected", kind, model=item.model, reason=error.reason, message=error.message
+            )
             return None
         return request.inputs
 
@@ -164,7 +167,8 @@ class Worker:
                     for start, stop in ((0, half), (half, requests))
                 )
             self._metrics.rejected_total.labels(entry.model, "replay_failed").inc()
-            log.warning("replay.failed", model=entry.model, version=entry.version, reason=str(error))
+            kind = (entry.model, entry.version)
+            self._repeats.warning("replay.failed", kind, model=entry.model, version=entry.version, reason=str(error))
             return 1
         self._metrics.replay_seconds.observe(time.perf_counter() - begin)
         real = {
