@@ -21,6 +21,8 @@ from tests.statistics.versus import Sizes, real, synthetic
 
 DELAY_SHARE = 4
 """Of the models of a quiet life, one in so many lives through a change."""
+DELAY_WINDOWS = 300
+"""Nobody waits for longer to be told."""
 
 
 def main() -> None:
@@ -35,7 +37,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("docs/calibration"))
     parser.add_argument("--parts", nargs="+", choices=parts, default=list(parts))
     parser.add_argument("--p-values", type=int, default=1_000_000, help="per test and null")
-    parser.add_argument("--models", type=int, default=600, help="per null, for run lengths")
+    parser.add_argument("--models", type=int, default=300, help="per null, for run lengths")
     parser.add_argument("--windows", type=int, default=600, help="that each model is followed for")
     parser.add_argument("--streams", type=int, default=200, help="healthy ones per family; half as many per change")
     parser.add_argument("--peer-seconds", type=float, default=60, help="per peer and family: slow ones get less to do")
@@ -57,8 +59,8 @@ def _calibration(options: argparse.Namespace) -> Page:
 
 def _run_length(options: argparse.Namespace) -> Page:
     quiet = live(quiet_lives(), options.models, options.windows, options.workers, options.seed)
-    models = max(options.models // DELAY_SHARE, 20)
-    return pages.run_lengths(quiet, live(changed_lives(), models, options.windows, options.workers, options.seed + 1))
+    models, windows = max(options.models // DELAY_SHARE, 20), min(options.windows, DELAY_WINDOWS)
+    return pages.run_lengths(quiet, live(changed_lives(), models, windows, options.workers, options.seed + 1))
 
 
 def _exactness(options: argparse.Namespace) -> Page:
