@@ -75,7 +75,8 @@ def source(candidate: Candidate, graph: Graph, axes: Axes) -> Source | str:
     if layout is None:
         return "it cannot be told along which axis its requests lie"
     blocked = _blocked_channels(candidate.tensor, known, graph)
-    return Source(candidate.tensor, known.elem_type, known.rank, layout, candidate.quantization, blocked)
+    steps = known.extent(1) if known.rank == 3 and (layout.requests, layout.channels) == (0, 2) else None
+    return Source(candidate.tensor, known.elem_type, known.rank, layout, candidate.quantization, steps, blocked)
 
 
 def _obstacle(candidate: Candidate, known: TensorType) -> str | None:

@@ -34,6 +34,7 @@ BLOCKED = "com.microsoft.nchwc"
 
 _POSITIVE_STEP = 1e30  # alpha of a HardSigmoid that is 1 for every float above 1e-30 and 0 at 0 and below
 _MOST_SPATIAL_AXES = 3  # of onnxruntime's pooling
+_SIDE_BY_SIDE = 16  # steps of a sequence whose channels are compared at once
 _AXES_ARE_INPUT = 18  # opset from which ReduceMean and ReduceMax take their axes as an input
 
 
@@ -46,6 +47,8 @@ class Source:
     rank: int
     layout: Layout
     quantization: Quantization | None = None
+    steps: int | None = None
+    """Extent of the middle axis of (requests, steps, channels), where it is known."""
     blocked: int | None = None
     """Channels of a tensor in onnxruntime's blocked layout; None for plain tensors."""
 
@@ -102,7 +105,7 @@ class Pooling:
             return PooledOutputs(self.outputs[-1], self.outputs[-1], None)
         over = [other for other in range(1, rank) if other != axis]
         mean = self._pooled("Average", tensor, f"{tensor}:mean", over, source.blocked)
-        maximum = self._pooled("Max", tensor, f"{tensor}:maximum", over, source.blocked)
+        maximum = self._largest(tensor, source, over)
         if how is not None:
             mean, maximum = self._scaled(mean, how), self._scaled(maximum, how)
         early = len(self._visits[-1])
@@ -149,6 +152,20 @@ class Pooling:
             small = self._node(f"Global{what}Pool", source, f"{name}:blocks", domain=BLOCKED)
             small = self._node("ReorderOutput", small, f"{name}:pooled", domain=BLOCKED, channels=blocked)
         return self._node("Flatten", small, name, axis=1)
+
+    def _largest(self, tensor: str, source: Source, over: list[int]) -> str:
+        """The maximum. Over the steps of a sequence in two stages, the first over many channels side by side.
+
+        onnxruntime takes a mean over the middle axis in one sweep, but a maximum channel by channel: on CPU a sixth of
+        the time of a transformer's pooling is left (128 steps, 2048 channels).
+        """
+        name = f"{tensor}:maximum"
+        if over != [1] or source.rank != 3 or source.layout.tokens or not source.steps or source.steps % _SIDE_BY_SIDE:
+            return self._pooled("Max", tensor, name, over, source.blocked)
+        wide = self._constant(f"{name}:wide", [0, source.steps // _SIDE_BY_SIDE, -1])
+        narrow = self._constant(f"{name}:narrow", [0, _SIDE_BY_SIDE, -1])
+        first = self._reduce("ReduceMax", self._node("Reshape", tensor, f"{name}:rows", wide), f"{name}:first", [1])
+        return self._reduce("ReduceMax", self._node("Reshape", first, f"{name}:steps", narrow), name, [1])
 
     def _reduce(self, op: str, source: str, name: str, axes: list[int]) -> str:
         if self._opset < _AXES_ARE_INPUT:
