@@ -156,8 +156,8 @@ class Pooling:
     def _largest(self, tensor: str, source: Source, over: list[int]) -> str:
         """The maximum. Over the steps of a sequence in two stages, the first over many channels side by side.
 
-        onnxruntime takes a mean over the middle axis in one sweep, but a maximum channel by channel: on CPU the two stages
-        take a sixth of its time (128 steps, 2048 channels).
+        onnxruntime takes a mean over the middle axis in one sweep, but a maximum channel by channel: on CPU the two
+        stages take a sixth of its time (128 steps, 2048 channels).
         """
         name = f"{tensor}:maximum"
         if over != [1] or source.rank != 3 or source.layout.tokens or not source.steps or source.steps % _SIDE_BY_SIDE:
