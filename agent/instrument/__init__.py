@@ -7,21 +7,22 @@ CPU onnxruntime computes half-precision models in float32 and rounds what is rea
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
 import onnx
-from onnx import TensorProto, helper, inliner
+from onnx import TensorProto, helper
 
 from agent.instrument.axes import Axes, batch_symbol, input_axes
 from agent.instrument.bodies import Inner, inner_activations, probe_bodies
 from agent.instrument.candidates import Candidate, candidates, inputs, outputs, source
 from agent.instrument.cost import Cost, own_work, per_request
 from agent.instrument.errors import InstrumentError
-from agent.instrument.files import ModelFile, SessionModel, load, open_model
+from agent.instrument.files import ModelFile, SessionModel, open_model
 from agent.instrument.graph import Graph
 from agent.instrument.pooling import Pooling, Source
+from agent.instrument.quantized import KEEP_INT8
 from agent.instrument.types import Infer, tensor_types
 from agent.pooled import PooledOutputs
 from agent.wire import NotProbed, Probe
@@ -34,17 +35,8 @@ __all__ = [
     "PooledOutputs",
     "SessionModel",
     "instrument",
-    "load",
     "open_model",
 ]
-
-
-_KEEP_INT8 = "session.qdqisint8allowed"
-"""Session option without which onnxruntime on x86 turns int8 into uint8 wherever a quantized tensor has one reader.
-
-A probed tensor has two, so it would stay int8 where its layer's output does not, and the layer would be computed in
-floats. With the option all stay int8; the arithmetic is in integers, and the outputs are the served model's.
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +95,7 @@ class Instrumented:
     def session_model(self) -> AbstractContextManager[SessionModel]:
         """What a session is made of; good inside the block."""
         signed = any(item.source.elem_type == TensorProto.INT8 for item in self._chosen if item.source.quantization)
-        return self.file.session_model(self.light, {_KEEP_INT8: "1"} if signed else {})
+        return self.file.session_model(self.light, {KEEP_INT8: "1"} if signed else {})
 
     def subset(self, names: Collection[str]) -> Instrumented:
         """The same model with pooling for the named probes only, which keep their names and positions."""
@@ -122,7 +114,7 @@ def instrument(model: onnx.ModelProto | ModelFile, infer: Infer | None = None) -
     """
     file = model if isinstance(model, ModelFile) else ModelFile(model)
     try:
-        proto = inliner.inline_local_functions(file.proto) if file.proto.functions else file.proto
+        proto = file.inlined()
         graph = Graph(proto.graph, tensor_types(proto, infer))
     except Exception as error:  # onnx raises bare RuntimeErrors of several kinds from C++
         raise InstrumentError(f"ONNX shape inference failed: {error}") from error
@@ -251,13 +243,9 @@ def _add(graph: onnx.GraphProto, pooling: Pooling, carried: list[str]) -> None:
     graph.node.extend(pooling.nodes)
     graph.initializer.extend(pooling.initializers)
     present = {value.name for value in graph.output}
-    for name in _added(pooling.outputs, carried):
+    for name in dict.fromkeys([*pooling.outputs, *carried]):
         if name not in present:
             graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
-
-
-def _added(*names: Collection[str]) -> Iterator[str]:
-    yield from dict.fromkeys(name for group in names for name in group)
 
 
 def _opset(model: onnx.ModelProto) -> int:

@@ -13,10 +13,9 @@ from agent.instrument.graph import Graph, attribute
 from agent.instrument.pooling import BLOCKED, Source
 from agent.instrument.quantized import Quantization, quantization, quantized_activations
 from agent.instrument.rectifiers import activations, left_out
-from agent.instrument.types import TensorType
+from agent.instrument.types import FLOATS, TensorType
 from agent.wire import NotProbed, ProbeKind
 
-_FLOATS = frozenset({TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16})
 _PIXELS = frozenset({TensorProto.UINT8, TensorProto.INT8})
 _ELEMENTWISE = frozenset({"Add", "Sum", "Relu", "Sigmoid", "Tanh", "LeakyRelu", "HardSigmoid", "Clip"})
 _MAX_STEPS = 64
@@ -45,7 +44,7 @@ def candidates(graph: Graph) -> tuple[list[Candidate], list[NotProbed]]:
         for q in quantized_activations(graph, rectified)
     ]
     chosen.sort(key=lambda item: order[item.tensor])
-    others = [NotProbed(node.name or node.output[0], node.op_type, reason) for node, reason in left_out(graph, found)]
+    others = [NotProbed(producer_name(node), node.op_type, reason) for node, reason in left_out(graph, found)]
     return chosen, others
 
 
@@ -83,7 +82,7 @@ def _obstacle(candidate: Candidate, known: TensorType) -> str | None:
     kind = TensorProto.DataType.Name(known.elem_type)
     if (
         candidate.quantization is None
-        and known.elem_type not in _FLOATS
+        and known.elem_type not in FLOATS
         and not (known.elem_type in _PIXELS and known.rank >= 3)
     ):
         return f"its values are {kind}, whose mean says nothing"

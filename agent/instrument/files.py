@@ -19,7 +19,7 @@ from typing import BinaryIO
 
 import onnx
 from google.protobuf.message import DecodeError
-from onnx import TensorProto, external_data_helper
+from onnx import TensorProto, external_data_helper, inliner
 
 from agent.instrument import protobuf
 from agent.instrument.errors import InstrumentError
@@ -63,11 +63,9 @@ class ModelFile:
             return self.proto.ByteSize()
         return sum(file.stat().st_size for file in (self.path, *self.external_files))
 
-    @property
-    def plain(self) -> SessionModel:
-        """The model as it is; raises InstrumentError where its file is another by now."""
-        self._unchanged()
-        return SessionModel(str(self.path) if self.path is not None else self.proto.SerializeToString())
+    def inlined(self) -> onnx.ModelProto:
+        """The model with its local functions inlined; raises what onnx raises where they cannot be."""
+        return inliner.inline_local_functions(self.proto) if self.proto.functions else self.proto
 
     def _unchanged(self) -> None:
         if self.path is not None and self.stamp != _stamp(self.path, *self.external_files):
@@ -116,17 +114,6 @@ class ModelFile:
             with file.open("wb") as out:
                 self.write(proto, out)
             yield SessionModel(str(file), config)
-
-
-def load(path: Path) -> onnx.ModelProto:
-    """Reads a whole model with its external data; raises InstrumentError where it is missing or no ONNX model."""
-    opened = open_model(path)
-    if not opened.weights and not opened.external_files:
-        return opened.proto
-    try:
-        return onnx.load(path)
-    except (DecodeError, onnx.checker.ValidationError, ValueError, OSError) as error:
-        raise InstrumentError(f"{path}: not an ONNX model ({str(error) or type(error).__name__})") from error
 
 
 def open_model(path: Path) -> ModelFile:

@@ -20,15 +20,25 @@ _CAN_BE_NEGATIVE = frozenset(
     QLinearConv QLinearMatMul QLinearAdd QLinearMul QGemm FusedMatMul
     """.split()  # noqa: SIM905 - a list of 20 quoted words is harder to read
 )
-_OUTPUT_SCALE = {
+KEEP_INT8 = "session.qdqisint8allowed"
+"""Session option without which onnxruntime on x86 turns int8 into uint8 wherever a quantized tensor has one reader.
+
+A tensor that is observed has two, so it would stay int8 where its layer's output does not, and the layer would be
+computed in floats. With the option all stay int8; the arithmetic is in integers, the outputs are the served model's.
+"""
+OUTPUT_SCALE = {
+    "QuantizeLinear": 1,
     "QLinearConv": 6,
     "QLinearMatMul": 6,
     "QLinearAdd": 6,
     "QLinearMul": 6,
     "QGemm": 7,
+    "QLinearConcat": 0,
+    "QLinearAveragePool": 3,
+    "QLinearGlobalAveragePool": 3,
     "QLinearLeakyRelu": 3,
     "QLinearSigmoid": 3,
-    "QuantizeLinear": 1,
+    "QLinearSoftmax": 3,
 }
 """Operator to the input that holds its output's scale; the zero point is the next input."""
 _LOWEST: dict[int, int] = {
@@ -90,7 +100,7 @@ def quantized_activations(graph: Graph, rectified: set[str]) -> Iterator[Quantiz
 
 def quantization(node: onnx.NodeProto, graph: Graph) -> Quantization | None:
     """How a node's output is quantized; None where it is not, or not by one scalar scale and zero point."""
-    place = _OUTPUT_SCALE.get(node.op_type)
+    place = OUTPUT_SCALE.get(node.op_type)
     if place is None or len(node.input) <= place:
         return None
     scale = graph.constant(node.input[place])

@@ -19,6 +19,9 @@ Extent = int | str | None
 Infer = Callable[[bytes], Mapping[str, tuple[str, Sequence[Extent]]]]
 """Of a serialised model: the type ("tensor(float)") and shape of each of its outputs; empty where it cannot tell."""
 
+FLOATS = frozenset({TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16})
+"""Element types whose values are real numbers."""
+
 _SMALL = 64  # initializers of more elements shape no tensor, so they may become inputs
 _ELEM_TYPES = {
     "tensor(float)": TensorProto.FLOAT,

@@ -22,29 +22,13 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import onnx
-from onnx import TensorProto, helper, inliner, shape_inference
+from onnx import TensorProto, helper, shape_inference
 
 from agent.instrument.errors import InstrumentError
 from agent.instrument.files import ModelFile, SessionModel
+from agent.instrument.quantized import KEEP_INT8, OUTPUT_SCALE
+from agent.instrument.types import FLOATS
 
-_FLOATS = frozenset({TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16})
-_OUTPUT_SCALE = {
-    "QuantizeLinear": 1,
-    "QLinearConv": 6,
-    "QLinearMatMul": 6,
-    "QLinearAdd": 6,
-    "QLinearMul": 6,
-    "QGemm": 7,
-    "QLinearConcat": 0,
-    "QLinearAveragePool": 3,
-    "QLinearGlobalAveragePool": 3,
-    "QLinearLeakyRelu": 3,
-    "QLinearSigmoid": 3,
-    "QLinearSoftmax": 3,
-}
-"""Operator to the input that holds its output's scale; the zero point is the next input."""
-_KEEP_INT8 = "session.qdqisint8allowed"
-"""As in `agent.instrument`: a fetched int8 tensor has a second reader, and would push its layer out of integers."""
 _SAME_SCALE = frozenset({"MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Identity"})
 """Operators that hand quantized numbers on as they are."""
 
@@ -64,7 +48,7 @@ class Exposed:
 
     def session_model(self) -> AbstractContextManager[SessionModel]:
         """What a session is made of; good inside the block."""
-        return self.file.session_model(self.light, {_KEEP_INT8: "1"} if self.inner else {})
+        return self.file.session_model(self.light, {KEEP_INT8: "1"} if self.inner else {})
 
 
 class WholeGraph:
@@ -74,14 +58,13 @@ class WholeGraph:
         """Raises InstrumentError where the model's local functions cannot be inlined."""
         self._file = model if isinstance(model, ModelFile) else ModelFile(model)
         try:
-            proto = self._file.proto
-            self._model = inliner.inline_local_functions(proto) if proto.functions else proto
+            self._model = self._file.inlined()
         except Exception as error:  # onnx raises bare RuntimeErrors of several kinds from C++
             raise InstrumentError(f"the model's local functions cannot be inlined: {error}") from error
         graph = self._model.graph
         weights = {tensor.name for tensor in graph.initializer}
         self.inputs = tuple(value.name for value in graph.input if value.name not in weights)
-        self.outputs = tuple(value.name for value in graph.output if value.type.tensor_type.elem_type in _FLOATS)
+        self.outputs = tuple(value.name for value in graph.output if value.type.tensor_type.elem_type in FLOATS)
         """The float outputs, in order: the ones that can be compared."""
         self._producer = {name: node for node in graph.node for name in node.output if name}
         self._readers: dict[str, list[onnx.NodeProto]] = {}
@@ -149,7 +132,7 @@ class WholeGraph:
                 return self._source(reader.output[0], graph)
         node = self._quantizing(tensor)
         if node is not None:
-            place = _OUTPUT_SCALE[node.op_type]
+            place = OUTPUT_SCALE[node.op_type]
             parameters = [name for name in node.input[place : place + 2] if name]
             domain = node.domain if node.op_type == "QuantizeLinear" else ""
             return _append(graph, "DequantizeLinear", [tensor, *parameters], tensor, domain=domain)
@@ -163,7 +146,7 @@ class WholeGraph:
         while node is not None and node.op_type in _SAME_SCALE and node.output[0] == tensor:
             tensor = node.input[0]
             node = self._producer.get(tensor)
-        if node is None or len(node.input) <= _OUTPUT_SCALE.get(node.op_type, len(node.input)):
+        if node is None or len(node.input) <= OUTPUT_SCALE.get(node.op_type, len(node.input)):
             return None
         return node
 

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from onnx import TensorProto
 
 from agent.inspect_model import command
-from agent.instrument import Instrumented, InstrumentError, instrument, load
+from agent.instrument import Instrumented, InstrumentError, instrument, open_model
 from agent.replay import Replayer, ReplayError
 from tests.agent.models import Builder, sequence_block, small_cnn
 
@@ -56,7 +56,7 @@ def test_pooled_values_equal_numpy(make: Any, shape: tuple[int, ...], opset: int
 
 @pytest.mark.parametrize("path", LIGHT, ids=lambda path: path.stem)
 def test_reference_architectures_agree_with_numpy(path: Path) -> None:
-    model = load(path)
+    model = onnx.load(path)
     value = next(v for v in model.graph.input if v.name not in {w.name for w in model.graph.initializer})
     shape = [dim.dim_value for dim in value.type.tensor_type.shape.dim]
     inputs = {value.name: np.random.default_rng(0).normal(size=shape).astype(np.float32)}
@@ -125,7 +125,7 @@ def test_a_file_that_is_no_model_is_refused(tmp_path: Path, content: bytes) -> N
     path = tmp_path / "model.onnx"
     path.write_bytes(content)
     with pytest.raises(InstrumentError, match="not an ONNX model"):
-        load(path)
+        open_model(path)
 
 
 def test_a_batch_of_the_wrong_shape_is_refused() -> None:
