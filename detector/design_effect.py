@@ -14,7 +14,7 @@ Sources: the quasi-likelihood of McCullagh and Nelder (1989), section 4.5; batch
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,6 +56,11 @@ class DesignEffect:
         """
         ratio = requests_per_window / self.requests_per_window if self.requests_per_window > 0 else 1.0
         return np.asarray(1 + (self.values - 1) * max(1.0, ratio), np.float64)
+
+
+def worst(effects: Mapping[str, DesignEffect]) -> float:
+    """The largest of the layers' median design effects, at least 1: what a whole model is planned with."""
+    return max([1.0, *(float(np.median(effect.values)) for effect in effects.values() if len(effect.values))])
 
 
 def unknown(channels: int) -> DesignEffect:

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import Protocol
 
-import numpy as np
-
 from agent.wire import Probe
+from detector.design_effect import worst
 from detector.finding import Check
 from detector.plan import Question
 from detector.settings import CheckSettings
@@ -33,7 +32,6 @@ def question_for(store: OutlookStore, check: Check, settings: CheckSettings) -> 
     widths = _widths(store.probes(check.model_version_id))
     if base is None or not widths:
         return None
-    known = [float(np.median(effect.values)) for effect in base.effects.values() if len(effect.values)]
     return Question(
         requests_per_second=check.n / ((check.window_end - check.window_start) / timedelta(seconds=1)),
         effect=min(2.0, max(SHIFT, 3 * settings.min_effect)),
@@ -42,7 +40,7 @@ def question_for(store: OutlookStore, check: Check, settings: CheckSettings) -> 
         channels=max(widths),
         min_effect=settings.min_effect,
         reference_requests=base.n,
-        design_effect=max([1.0, *known]),
+        design_effect=worst(base.effects),
     )
 
 

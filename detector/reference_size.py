@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from detector.design_effect import DesignEffect
+from detector.design_effect import DesignEffect, worst
 from detector.drift import REFERENCE_RISK, tolerance
 
 
@@ -43,11 +43,11 @@ def requests_needed(need: Need, design_effect: float) -> int:
 
 def shortfall(n: int, effects: Mapping[str, DesignEffect], need: Need) -> str | None:
     """Why ``n`` requests are too few, and how many more it takes; None where they are enough."""
-    worst = max([1.0, *(float(np.median(effect.values)) for effect in effects.values() if len(effect.values))])
-    needed = requests_needed(need, worst)
+    effect = worst(effects)
+    needed = requests_needed(need, effect)
     if n >= needed:
         return None
     return (
-        f"{n} requests are too few: with a design effect of {worst:.2f} a reference that lets a shift of omega "
+        f"{n} requests are too few: with a design effect of {effect:.2f} a reference that lets a shift of omega "
         f"{need.effect:g} show needs {needed}; {needed - n} more, or state a larger --effect"
     )

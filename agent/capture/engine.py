@@ -17,9 +17,7 @@ from agent.capture.rotation import Rotation
 from agent.capture.settings import CaptureSettings
 from agent.instrument import Instrumented
 from agent.pooled import Pooled
-from agent.replay import Device, DeviceError, OutOfMemory, Port, Replayer, ReplayError
-
-_CPU = "CPUExecutionProvider"
+from agent.replay import CPU, Device, DeviceError, OutOfMemory, Port, Replayer, ReplayError
 
 Tensors = dict[str, NDArray[Any]]
 Build = Callable[[Device, Instrumented], Replayer]
@@ -85,7 +83,7 @@ class Engine:
         self.batch_size = session.batch_size
         """The only batch size the model takes; None where it is free."""
         most = self.batch_size or settings.max_batch
-        on_gpu = failure is not None or self.provider != _CPU
+        on_gpu = failure is not None or self.provider != CPU
         self._pressure = Pressure(most, self.batch_size or 1, on_gpu=on_gpu, patience=patience)
         if failure is not None:
             self._pressure.failed(self._pressure.least, clock(), memory=False)
@@ -164,7 +162,7 @@ class Engine:
             self._pressure.refused(self._clock())
             return
         provider = rotation.current().provider
-        if provider == _CPU:
+        if provider == CPU:
             self._pressure.refused(self._clock())
             return
         self._rotation, self.provider = rotation, provider

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from agent.replay import CPU
 from agent.repository import MODEL_FILE, Entry
 from agent.wire import BaselineKind
 
@@ -48,7 +49,7 @@ def reference_of(entry: Entry, compare_previous: bool) -> Baseline | None:
 def cpu_of(entry: Entry) -> Baseline:
     """The served file itself, to be run on the CPU."""
     ((_, changed_ns, size),) = entry.of((entry.path.name,))
-    return Baseline("cpu_provider", "CPUExecutionProvider", entry.path, (changed_ns, size), cpu_only=True)
+    return Baseline("cpu_provider", CPU, entry.path, (changed_ns, size), cpu_only=True)
 
 
 def holdout_of(entry: Entry) -> tuple[Path, Stamp] | None:

@@ -21,10 +21,9 @@ from agent.paired.matching import Pair, Unmatched, compared_probes, match
 from agent.paired.settings import PairedSettings
 from agent.paired.side import Side
 from agent.paired.sums import Tolerance
-from agent.replay import Device, ReplayError, output_types
+from agent.replay import CPU, Device, ReplayError, output_types
 from agent.repository import digest
 
-_CPU = "CPUExecutionProvider"
 _RUNS_PER_GROUP = 16
 """Runs before the next group of probes is fetched, where they do not all fit: opening sessions takes long."""
 
@@ -133,7 +132,7 @@ class Pairing:
             self.groups = ()  # the next run tries from the beginning
             raise PairedError("run_failed", str(error)) from error
         self.template = replace(self.template, provider=self._served.provider)
-        if self.template.kind == "cpu_provider" and self._served.provider == _CPU:
+        if self.template.kind == "cpu_provider" and self._served.provider == CPU:
             self.groups = ()
             raise PairedError("run_failed", "onnxruntime put the served side on the CPU too; is the GPU's memory full?")
 

@@ -21,6 +21,7 @@ from agent.paired.errors import PairedError
 from agent.paired.pairing import Pairing
 from agent.paired.settings import PairedSettings
 from agent.paired.windows import ComparisonWindows, Source
+from agent.replay import CPU
 from agent.sender import Sender
 from agent.wire import BaselineKind
 
@@ -83,7 +84,7 @@ class Paired:
                     log.warning("paired.repository_unreadable", model=model, reason=str(error))
                     reference = None
                 baselines = [reference] if reference is not None else []
-                if item.replayer.provider != "CPUExecutionProvider":
+                if item.replayer.provider != CPU:
                     baselines.append(cpu_of(item.entry))
             targets[model] = _Target(item, tuple(baselines))
         self._targets = targets

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from agent.replay.errors import DeviceError, OutOfMemory, ReplayError
 from agent.replay.full import FullSession
-from agent.replay.providers import Device, Provider, resolve
+from agent.replay.providers import CPU, Device, Provider, resolve
 from agent.replay.session import Port, Replayer
 from agent.replay.types import output_types
 
 __all__ = [
+    "CPU",
     "Device",
     "DeviceError",
     "FullSession",
