@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -15,12 +15,13 @@ import structlog
 from detector import reference_choice
 from detector.batches import Batch, cut, waiting
 from detector.dead import LABELS
-from detector.examine import Measured, accumulate, judge, measure
+from detector.examine import Measured, accumulate, judge, judge_fleet, measure
 from detector.finding import Check
+from detector.fleet import Agents
 from detector.layered import Layered, hour_of
 from detector.paired import ComparisonStore, PairedSettings, extended
 from detector.policy import LayerResult, conclude
-from detector.sequential import FAMILIES, Evidence, threshold
+from detector.sequential import FAMILIES, Evidence, threshold, without
 from detector.settings import CheckSettings
 from detector.store.types import Advance, AlarmState, ModelVersion, Reference
 
@@ -38,6 +39,8 @@ class CheckStore(reference_choice.ReferenceStore, ComparisonStore, Protocol):
     def compared_versions(self, since: datetime) -> list[tuple[ModelVersion, datetime]]: ...
     def current_versions(self) -> list[ModelVersion]: ...
     def reference_hour(self, reference_id: int, hour: int) -> Layered | None: ...
+    def agents(self, version_id: int, start: datetime, end: datetime) -> Agents: ...
+    def live_agents(self, version_id: int, names: Collection[str], since: datetime) -> set[str]: ...
     def alarm_state(self, version_id: int) -> AlarmState | None: ...
     def save_check(self, check: Check, runbook_versions: Mapping[str, int], advance: Advance | None = None) -> int: ...
     def try_model_lock(self, version_id: int) -> AbstractContextManager[bool]: ...
@@ -135,12 +138,15 @@ def prepare(
         # The same hour of other days, where the reference covers it: what comes with every morning is no change.
         before = None if hour is None else store.reference_hour(base.id, hour)
         before = before or Layered(base.summaries, base.effects)
-        return measure(probes, before.summaries, current, settings, before.effects, batch.n / batch.windows)
+        agents = store.agents(version.id, batch.start, batch.end)
+        return measure(probes, before.summaries, current, settings, before.effects, batch.n / batch.windows, agents)
 
     limit = threshold(settings.false_page_days)
-    evidence: Mapping[str, Evidence] = state.families if state else {}
+    # A release that adds a family finds states without it.
+    evidence = {family: state.families.get(family, Evidence()) if state else Evidence() for family in FAMILIES}
     for batch in batches:
         measured = tested(batch)
+        evidence = _without_gone(store, version, evidence, measured, batch.end, settings)
         evidence = accumulate(evidence, measured, batch.days, settings)
     if not batches and state is not None:
         batch = state.last  # nothing new: the same is said again
@@ -148,7 +154,7 @@ def prepare(
     results, inputs_moved = judge(measured, evidence, batch.days, settings)
     findings = tuple(
         replace(finding, details=finding.details | {"alarm_evidence": evidence[finding.test].level / limit})
-        for finding in conclude(results, inputs_moved)
+        for finding in (*conclude(results, inputs_moved), *judge_fleet(measured, evidence["fleet"], settings))
     )
     check = replace(
         empty,
@@ -192,6 +198,24 @@ def _since(
     if base.source_version_id == version.id and base.origin != "offline":
         since = max(since, base.end)
     return since if stored is None else max(since, stored.last.end)
+
+
+def _without_gone(
+    store: CheckStore,
+    version: ModelVersion,
+    evidence: dict[str, Evidence],
+    measured: Measured,
+    end: datetime,
+    settings: CheckSettings,
+) -> dict[str, Evidence]:
+    """Without the agents that have sent nothing for as long as evidence lives: pods come and go under new names."""
+    known = evidence["fleet"]
+    absent = set(known.layers) - set(measured.fleet.agents if measured.fleet else ())
+    if not absent:
+        return evidence
+    since = end - timedelta(seconds=settings.lookback_seconds)
+    gone = absent - store.live_agents(version.id, absent, since)
+    return {**evidence, "fleet": without(known, gone)} if gone else evidence
 
 
 def _alarms(evidence: Mapping[str, Evidence], settings: CheckSettings) -> dict[str, dict[str, float]]:

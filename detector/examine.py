@@ -10,11 +10,13 @@ import numpy as np
 from agent.summary import Summary
 from agent.summary.histogram import Floats
 from agent.wire import Probe
+from detector import fleet
 from detector.correction import reject_together, reject_together_e
 from detector.dead import DORMANT_FALL, Dead, dead, label, requests_needed
 from detector.design_effect import DesignEffect, unknown
 from detector.drift import REFERENCE_RISK, Drift, drift
 from detector.explosion import Explosion, explosion
+from detector.finding import Finding
 from detector.policy import LayerResult, Mask, Verdict
 from detector.sequential import FAMILIES, MAX_E, Evidence, advance, calibrate, channel_e, threshold
 from detector.settings import CheckSettings
@@ -34,11 +36,15 @@ class Measured:
     explosions: Mapping[str, Explosion]
     deaths: Mapping[str, Dead]
     """Of layers with an exact zero only."""
+    fleet: fleet.Fleet | None
+    """The agents beside each other; None where there are too few of them."""
     left_out: tuple[str, ...]
     """Sentences on layers that could not be compared."""
 
     def e_values(self, family: str) -> dict[str, Floats]:
-        """Per layer and channel, of one of `FAMILIES`."""
+        """Per layer and channel, of one of `FAMILIES`; of "fleet" per agent, see `detector.fleet.e_values`."""
+        if family == "fleet":
+            return fleet.e_values(Evidence(), self.fleet)
         if family == "dead":
             return {name: np.minimum(result.e_value, MAX_E) for name, result in self.deaths.items()}
         tests: Mapping[str, Drift | Explosion] = self.drifts if family == "drift" else self.explosions
@@ -52,8 +58,12 @@ def measure(
     settings: CheckSettings,
     effects: Mapping[str, DesignEffect] | None = None,
     requests_per_window: float = 0.0,
+    agents: fleet.Agents | None = None,
 ) -> Measured:
-    """Tests every layer of a batch against the reference; ``effects`` are the reference's design effects by layer."""
+    """Tests every layer of a batch against the reference; ``effects`` are the reference's design effects by layer.
+
+    ``agents`` are the same requests agent by agent, to be compared with each other.
+    """
     left_out: list[str] = []
     compared: list[Probe] = []
     for probe in sorted(probes, key=lambda probe: probe.position):
@@ -75,7 +85,11 @@ def measure(
         )
         if probe.exact_zero:
             deaths[name] = dead(old, new, settings.min_active_rate, design_effect=divisor)
-    return Measured(tuple(compared), before, now, drifts, explosions, deaths, tuple(left_out))
+    beside = fleet.compare(
+        agents or {}, probes, before, now, effects or {}, requests_per_window,
+        settings.fleet_effect, settings.fleet_requests,
+    )  # fmt: skip
+    return Measured(tuple(compared), before, now, drifts, explosions, deaths, beside, tuple(left_out))
 
 
 def accumulate(
@@ -83,9 +97,14 @@ def accumulate(
 ) -> dict[str, Evidence]:
     """The evidence of all families after a batch of ``days`` days."""
     limit = threshold(settings.false_page_days)
-    return {
-        family: advance(before.get(family, Evidence()), measured.e_values(family), days, limit) for family in FAMILIES
-    }
+    after = {}
+    for family in FAMILIES:
+        past, newest = before.get(family, Evidence()), measured.e_values(family)
+        if family == "fleet":
+            past = fleet.fitted(past, measured.fleet)
+            newest = fleet.e_values(past, measured.fleet)
+        after[family] = advance(past, newest, days, limit)
+    return after
 
 
 def judge(
@@ -96,7 +115,10 @@ def judge(
     The channels of a family in alarm are listed by e-BH over all layers: at most a share ``settings.fdr`` of them is
     false in expectation, however they depend on each other.
     """
-    listed = {family: _listed(measured, evidence[family], family, settings.fdr) for family in FAMILIES}
+    listed = {
+        family: _listed(measured.e_values(family), evidence[family], settings.fdr)
+        for family in ("drift", "dead", "explosion")
+    }
     revived = reject_together({name: result.p_revived for name, result in measured.deaths.items()}, CAUSE_LEVEL)
     eligible = max(1, sum(len(result.eligible) for result in measured.deaths.values()))
     # A silent channel alone reaches the threshold at this likelihood ratio.
@@ -123,9 +145,19 @@ def judge(
     return results, _inputs_moved(measured, evidence["drift"], settings.fdr)
 
 
-def _listed(measured: Measured, evidence: Evidence, family: str, rate: float) -> dict[str, Mask]:
+def judge_fleet(measured: Measured, evidence: Evidence, settings: CheckSettings) -> tuple[Finding, ...]:
+    """Which agents to report, listed by e-BH like channels; none without the family's alarm.
+
+    An agent that the batch lacks is not reported: it has most likely been drained.
+    """
+    if measured.fleet is None:
+        return ()
+    listed = _listed(fleet.e_values(evidence, measured.fleet), evidence, settings.fdr)
+    return fleet.findings(measured.fleet, listed, CAUSE_LEVEL, settings.fleet_effect)
+
+
+def _listed(newest: Mapping[str, Floats], evidence: Evidence, rate: float) -> dict[str, Mask]:
     """Channels of one family by layer; in an alarm at least the one that most of the evidence is against."""
-    newest = measured.e_values(family)
     if not evidence.alarm:
         return {name: np.zeros(len(values), np.bool_) for name, values in newest.items()}
     combined = channel_e(evidence, newest)

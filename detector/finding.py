@@ -8,9 +8,13 @@ from typing import Any, Literal
 
 from agent.wire import BaselineKind
 
-Test = Literal["dead", "drift", "explosion", "quantization", "hardware", "response"]
+Test = Literal["dead", "drift", "explosion", "quantization", "hardware", "response", "fleet"]
 PAIRED: tuple[Test, ...] = ("quantization", "hardware", "response")
 """Tests of the same requests on two sides."""
+NOT_BY_CHANNEL: tuple[Test, ...] = (*PAIRED, "fleet")
+"""Tests that do not hold channels against the reference: their findings' summaries say all."""
+WHOLE_LAYER = -1
+"""The channel number of evidence that is about a layer as a whole."""
 Cause = Literal[
     "input_shift",
     "dead_neurons",
@@ -30,8 +34,9 @@ class ChannelEvidence:
     """One channel's numbers, kept for the worst channels of a finding."""
 
     channel: int
+    """`WHOLE_LAYER` where it is about one agent's layer."""
     label: str
-    """A `DeadLabel`, "drifted", "exploded" or "disagrees"."""
+    """A `DeadLabel`, "drifted", "exploded", "disagrees" or "odd"."""
     statistic: float
     p_value: float
     effect: float
@@ -62,9 +67,11 @@ class Finding:
     p_value: float
     effect: float
     """Of the worst channel: Cohen's omega for drift, fall of the active rate for dead, growth factor for explosion.
-    Of a paired test: the share of requests on which the two sides differ, or the accuracy lost."""
+    Of a paired test: the share of requests on which the two sides differ, or the accuracy lost.
+    Of an odd agent: its distance from the fleet in standard deviations of the reference, or the share not finite."""
     n: int
     n_reference: int
+    """Requests of the reference; of an odd agent, those of the other agents."""
     summary: str
     """One sentence for people."""
     alert: str

@@ -76,6 +76,8 @@ def conclude(layers: Sequence[LayerResult], inputs_moved: bool = False) -> tuple
 
 def alert_for(test: Test, cause: Cause) -> str:
     """The alert that a finding leads to."""
+    if test == "fleet":
+        return "ReluscopeOddPod"
     if cause == "input_shift":
         return "ReluscopeInputShift"
     if cause == "quantization_fault":

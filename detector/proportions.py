@@ -117,11 +117,18 @@ def _wilson(share: Floats, n: Floats, risk: float) -> tuple[Floats, Floats]:
     return np.clip(middle - half, 0, 1), np.clip(middle + half, 0, 1)
 
 
-def share_above(k: Counts, n: Counts, k_reference: Counts, n_reference: Counts, reference_risk: float = 0.0) -> Floats:
+def share_above(
+    k: Counts,
+    n: Counts,
+    k_reference: Counts,
+    n_reference: Counts,
+    reference_risk: float = 0.0,
+    tolerated: float = 0.0,
+) -> Floats:
     """One-sided p-values for "the share k/n is above the reference's".
 
     With ``reference_risk`` 0 exact given the total, on average over references. Else exact for one given reference,
-    against the upper Clopper-Pearson bound of its share at that risk.
+    against the upper Clopper-Pearson bound of its share at that risk, or ``tolerated`` where that is larger.
     """
     inside = (k > 0) & (n > 0) & (n_reference > 0)
     if reference_risk == 0:
@@ -131,7 +138,7 @@ def share_above(k: Counts, n: Counts, k_reference: Counts, n_reference: Counts, 
         tail = np.ones(len(inside))
         x, m, x0, n0 = (counts[inside].astype(np.float64) for counts in (k, n, k_reference, n_reference))
         bound = betaincinv(x0 + 1.0, np.maximum(n0 - x0, 1e-9), 1 - reference_risk)
-        tail[inside] = _upper_tail(x, m, bound)
+        tail[inside] = _upper_tail(x, m, np.maximum(bound, tolerated))
     return np.where(inside, tail, 1.0)
 
 

@@ -25,15 +25,15 @@ Wang, "E-values" (2021), for the calibrator.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from agent.summary.histogram import Floats
 
-FAMILIES = ("drift", "dead", "explosion")
-"""Test families that page on their own; each has a part of the budget."""
+FAMILIES = ("drift", "dead", "explosion", "fleet")
+"""Test families that alarm on their own; each has a part of the budget. The groups of "fleet" are agents."""
 MAX_E = 1e15
 """Largest e-value of one window. Two such windows exceed any sensible budget; no p-value is exact further out."""
 CEILING = 10.0
@@ -45,7 +45,7 @@ class Evidence:
     """One test family's evidence against one model version since it began to count."""
 
     layers: Mapping[str, Floats] = field(default_factory=dict)
-    """R per channel, in days; shape (channels,) each."""
+    """R per channel, in days; shape (channels,) each. Of "fleet": per agent, of its layers and scalars."""
     days: float = 0.0
     """Days of windows since the start, or since the end of the last alarm."""
     alarm: bool = False
@@ -62,8 +62,8 @@ def threshold(false_page_days: float, families: int = len(FAMILIES)) -> float:
 
     Raises ValueError where either is not positive.
 
-    >>> threshold(90)
-    270.0
+    >>> threshold(90, families=4)
+    360.0
     """
     if not false_page_days > 0 or families < 1:
         raise ValueError(f"false_page_days must be positive and families at least 1: {false_page_days}, {families}")
@@ -103,6 +103,17 @@ def advance(before: Evidence, e_values: Mapping[str, Floats], days: float, limit
     # Taking evidence away at any time keeps the supermartingale.
     shrink = min(1.0, CEILING * limit / level) if level > 0 else 1.0
     return Evidence({name: values * shrink for name, values in layers.items()}, after.days, level >= limit)
+
+
+def without(evidence: Evidence, names: Collection[str]) -> Evidence:
+    """``evidence`` without some of its groups, as those of agents that are gone.
+
+    What is left shrinks by its share of the groups. Else the mean, and with it the level, would rise by leaving out the
+    groups that nothing speaks against, and no longer be a supermartingale.
+    """
+    kept = {name: values for name, values in evidence.layers.items() if name not in names}
+    share = len(kept) / max(len(evidence.layers), 1)
+    return replace(evidence, layers={name: values * share for name, values in kept.items()})
 
 
 def channel_e(evidence: Evidence, e_values: Mapping[str, Floats]) -> dict[str, Floats]:

@@ -216,6 +216,8 @@ _CHECK_HELP = {
     "min_active_rate": "Channels active more seldom in the reference are not called dead.",
     "grace_seconds": "How long after its end a window may still grow.",
     "explosion_factor": "Growth over the reference's largest value that counts as an explosion.",
+    "fleet_effect": "Standard deviations of the reference up to which one pod may differ from the others.",
+    "fleet_requests": "Requests of a pod in a batch from which on it is compared with the others.",
     "active_seconds": "Activations of versions without a window for this long are neither checked nor alerted on.",
     "max_disagreement": "Share of requests whose top-1 class may differ from the reference model's.",
     "max_accuracy_drop": "Accuracy, as a share, that may be lost against the reference model on a holdout.",

@@ -27,6 +27,10 @@ class CheckSettings:
     grace_seconds: float = 5.0
     """How long after its end a window may still receive late summaries."""
     explosion_factor: float = 10.0
+    fleet_effect: float = 0.1
+    """Standard deviations of the reference up to which an agent may differ from the others."""
+    fleet_requests: int = 30
+    """Requests in a batch that an agent needs to be compared with the others."""
     active_seconds: float = 3600.0
     """Versions without a window for this long are not checked any more."""
 
@@ -42,6 +46,8 @@ class CheckSettings:
             "min_active_rate": 0 < self.min_active_rate < 1,
             "grace_seconds": self.grace_seconds >= 0,
             "explosion_factor": self.explosion_factor > 1,
+            "fleet_effect": self.fleet_effect > 0,
+            "fleet_requests": self.fleet_requests >= 1,
             "active_seconds": self.active_seconds > 0,
         }
         wrong = [f"{name} = {getattr(self, name)}" for name, good in bounds.items() if not good]

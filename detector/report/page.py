@@ -10,7 +10,7 @@ import jinja2
 from markupsafe import Markup
 
 from agent.summary import Summary
-from detector.finding import PAIRED, Finding
+from detector.finding import NOT_BY_CHANNEL, PAIRED, Finding
 from detector.report import paired, plots
 from detector.report.data import Layer, Report, ReportStore, gather
 from detector.report.queries import queries
@@ -99,21 +99,26 @@ def _cards(report: Report) -> list[Card]:
     left = SHAPES
     for finding in report.findings:
         now, then = report.current.get(finding.layer), report.before(finding.layer)
-        # How values are distributed says little where the very same requests were compared.
-        worst = [] if finding.test in PAIRED else [e.channel for e in finding.evidence] or list(finding.channels)
+        # All agents' values against the reference say little on the same requests on two sides, or on one odd agent.
+        by_channel = finding.test not in NOT_BY_CHANNEL
+        worst = ([e.channel for e in finding.evidence] or list(finding.channels)) if by_channel else []
         # Where space is short every finding gets its worst channel before any gets a second.
         room = min(SHAPES_PER_FINDING, left - (len(report.findings) - len(cards) - 1))
         charts = [] if now is None else [c for c in worst if c < now.channels][: max(room, min(left, 1))]
         left -= len(charts)
         drawn = tuple(_shape(finding, c, now, then) for c in charts if now is not None)
         sentences = tuple(e.text for e in finding.evidence[: SENTENCES if finding.origin else SENTENCES_LATER])
-        cards.append(
-            Card(finding, _title(finding), drawn, sentences, len(finding.channels) - len(sentences) if sentences else 0)
-        )
+        more = len(finding.channels) - len(sentences) if sentences else 0
+        if finding.test == "fleet":  # a sentence per agent, of which the summary has the first
+            sentences, more = sentences[1:], 0
+        cards.append(Card(finding, _title(finding), drawn, sentences, more))
     return cards
 
 
 def _title(finding: Finding) -> str:
+    if finding.test == "fleet":
+        odd = finding.details.get("agents", [])
+        return f"{finding.layer}: {plural(len(odd), 'agent')} unlike the fleet"
     if finding.test in PAIRED:
         against = finding.details.get("against", "its baseline")
         return f"{finding.layer}: differs from {against}"
@@ -138,7 +143,7 @@ def _shape(finding: Finding, channel: int, now: Summary, then: Summary | None) -
 def _conclusion(layer: Layer) -> str:
     words = {
         "dead": "dead channels", "drift": "drifted", "explosion": "exploded", "quantization": "signal lost",
-        "hardware": "hardware mismatch", "response": "unlike the response",
+        "hardware": "hardware mismatch", "response": "unlike the response", "fleet": "odd pod",
     }  # fmt: skip
     told = ", ".join(words.get(test, test) for test in layer.tests)
     return f"{told}; origin" if told and layer.origin else told or ("no change" if layer.counts else "not checked")

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from detector.finding import PAIRED, Check, Finding
+from detector.finding import NOT_BY_CHANNEL, Check, Finding
 from detector.store import ModelVersion, Reference, Span
 
 CAUSES = {
@@ -99,23 +99,35 @@ def _began(checks: Sequence[Check]) -> datetime | None:
 def _found(check: Check, began: datetime | None) -> Verdict:
     findings = in_order(check.findings)
     origin = findings[0]
-    paired = origin.test in PAIRED
-    alike = (f for f in findings if (f.test == origin.test if paired else f.test not in PAIRED))
-    after = {f.layer for f in alike if f.position > origin.position}
-    sentence = f"{CAUSES.get(origin.cause, origin.cause)}: {_told(origin)}"
+    after = _after(origin, findings)
+    sentence = f"{_headline(origin)}: {_told(origin)}"
     if after:
         sentence += f", and shows in {plural(len(after), 'later layer')}"
-    elif not paired:
+    elif origin.test not in NOT_BY_CHANNEL:
         sentence += ", and in no later layer"
     sentence += f"; first seen {when(began)}." if began else "."
-    others = sorted({CAUSES.get(f.cause, f.cause).lower() for f in findings if f.cause != origin.cause})
+    others = sorted({_headline(f).lower() for f in findings} - {_headline(origin).lower()})
     sentence += f" Also found: {', '.join(others)}." if others else ""
     tone = "critical" if any(f.severity == "critical" for f in findings) else "warning"
     return Verdict(tone, f"Change found, {tone}", sentence)
 
 
+def _after(origin: Finding, findings: Iterable[Finding]) -> set[str]:
+    """The layers behind the origin that show the same."""
+    if origin.test == "fleet":  # has one finding for all layers
+        return set(origin.details.get("layers", ())) - {origin.layer}
+    whole = origin.test in NOT_BY_CHANNEL
+    alike = (f for f in findings if (f.test == origin.test if whole else f.test not in NOT_BY_CHANNEL))
+    return {f.layer for f in alike if f.position > origin.position}
+
+
+def _headline(finding: Finding) -> str:
+    """An odd pod is one whatever its cause; what it is told with says the rest."""
+    return "Odd pod" if finding.test == "fleet" else CAUSES.get(finding.cause, finding.cause)
+
+
 def _told(origin: Finding) -> str:
-    if origin.test in PAIRED:
+    if origin.test in NOT_BY_CHANNEL:
         return origin.summary
     where = f"the change begins at {_kind(origin)} {origin.layer}"
     return f"{where}, where {len(origin.channels):,} of {plural(origin.channels_total, 'channel')} {_verb(origin)}"

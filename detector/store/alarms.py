@@ -1,4 +1,7 @@
-"""The sequential tests' state: one per model version, moved forward by compare-and-swap."""
+"""The sequential tests' state: one per model version, moved forward by compare-and-swap.
+
+The column ``layer`` of `alarm_layers` holds a layer's name; of the family "fleet", an agent's id.
+"""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 
@@ -14,9 +14,11 @@ from agent.wire import Envelope, Probe
 from detector.batches import Span
 from detector.design_effect import DesignEffect
 from detector.finding import Check
+from detector.fleet import Agents
 from detector.layered import Layered
 from detector.runbooks import Runbook
 from detector.store import (
+    agents,
     alarms,
     alerts,
     checks,
@@ -126,6 +128,16 @@ class Store:
         """One point per window inside [start, end] and layer, by window, then graph order."""
         with self._database.begin() as connection:
             return reading.history(connection, version_id, start, end)
+
+    def agents(self, version_id: int, start: datetime, end: datetime) -> Agents:
+        """Every agent's layers over its windows inside [start, end], averages weighted by their finite values."""
+        with self._database.begin() as connection:
+            return agents.inside(connection, version_id, start, end)
+
+    def live_agents(self, version_id: int, names: Collection[str], since: datetime) -> set[str]:
+        """Those of ``names`` that have a window of the version that begins at or after ``since``."""
+        with self._database.begin() as connection:
+            return agents.live(connection, version_id, names, since)
 
     # Comparisons with a baseline
 

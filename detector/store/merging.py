@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-import numpy as np
 from sqlalchemy import Connection, Integer, any_, case, func, literal, select, update
 from sqlalchemy.dialects.postgresql import ARRAY, TIMESTAMP, insert
 
 from agent.summary import Summary, merge
 from agent.wire import Comparison, Envelope, Probe, Window
+from detector.fleet import of_summary
 from detector.store.errors import StoreRefused
 from detector.store.rows import SUMMARY_COLUMNS, summary_from_row, summary_to_row
 from detector.store.tables import agent_windows, probes, windows
@@ -130,19 +130,13 @@ def _write(connection: Connection, merged: dict[WindowKey, Summary], versions: d
 
 
 def _agent_row(agent_id: str, key: WindowKey, summary: Summary) -> dict[str, Any]:
-    finite = summary.finite
-    pairs = int(finite.sum())
-    largest = float(summary.max.max()) if pairs else None
+    scalars = of_summary(summary)
     return {
         "agent_id": agent_id,
         "probe_id": key[0],
         "window_start": key[1],
         "window_end": key[2],
-        "n": int(summary.n),
-        "active_share": float(summary.active.sum() / max(pairs, 1)),
-        "mean": float(np.dot(summary.mean, finite) / max(pairs, 1)),
-        "max": largest,
-        "nonfinite": int(summary.nonfinite.sum()),
+        **{name: getattr(scalars, name) for name in ("n", "active_share", "mean", "max", "nonfinite")},
     }
 
 

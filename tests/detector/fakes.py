@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -16,6 +16,7 @@ from agent.wire import Probe, ProbeKind
 from detector.batches import Span
 from detector.design_effect import DesignEffect
 from detector.finding import Check
+from detector.fleet import Agents, of_summary
 from detector.layered import Layered
 from detector.store.types import Advance, AgentComparison, AlarmState, ModelVersion, Origin, Reference
 
@@ -30,6 +31,8 @@ class FakeStore:
     known: dict[int, ModelVersion] = field(default_factory=dict)
     layers: dict[int, list[Probe]] = field(default_factory=dict)
     windows: dict[int, list[tuple[Span, dict[str, Summary]]]] = field(default_factory=dict)
+    fleets: dict[int, list[tuple[Span, str, dict[str, Summary]]]] = field(default_factory=dict)
+    """The same by agent, of windows added by `add_fleet`."""
     saved_references: list[Reference] = field(default_factory=list)
     alarm_states: dict[int, AlarmState] = field(default_factory=dict)
     hours: dict[int, dict[int, Layered]] = field(default_factory=dict)
@@ -51,6 +54,14 @@ class FakeStore:
         """Adds a window of a minute."""
         span = Span(start, start + WINDOW, max(summary.n for summary in summaries.values()))
         self.windows[version.id].append((span, summaries))
+        return span
+
+    def add_fleet(self, version: ModelVersion, agents: dict[str, dict[str, Summary]], start: datetime) -> Span:
+        """Adds a window of a minute that several agents had a part in."""
+        names = dict.fromkeys(name for layers in agents.values() for name in layers)
+        parts = {name: [layers[name] for layers in agents.values() if name in layers] for name in names}
+        span = self.add_window(version, {name: reduce(merge, of) for name, of in parts.items()}, start)
+        self.fleets.setdefault(version.id, []).extend((span, agent, layers) for agent, layers in agents.items())
         return span
 
     def versions(self, since: datetime) -> list[ModelVersion]:
@@ -79,6 +90,18 @@ class FakeStore:
         inside = [s for span, s in self.windows[version_id] if start <= span.start and span.end <= end]
         names = dict.fromkeys(name for window in inside for name in window)
         return {name: reduce(merge, [window[name] for window in inside if name in window]) for name in names}
+
+    def agents(self, version_id: int, start: datetime, end: datetime) -> Agents:
+        found: dict[str, dict[str, Summary]] = {}
+        for span, agent, layers in self.fleets.get(version_id, []):
+            if start <= span.start and span.end <= end:
+                known = found.setdefault(agent, {})
+                for name, summary in layers.items():
+                    known[name] = merge(known[name], summary) if name in known else summary
+        return {agent: {name: of_summary(s) for name, s in layers.items()} for agent, layers in found.items()}
+
+    def live_agents(self, version_id: int, names: Collection[str], since: datetime) -> set[str]:
+        return {agent for span, agent, _ in self.fleets.get(version_id, []) if agent in names and span.start >= since}
 
     def comparisons(
         self, version_id: int, since: datetime, until: datetime, holdouts_since: datetime

@@ -11,6 +11,7 @@ import numpy as np
 from agent.summary import Summary, empty, from_pooled, merge
 from agent.wire import Probe, ProbeComparison
 from detector.finding import Cause, ChannelEvidence, Check, Finding, Test
+from detector.fleet import compare, findings, of_summary
 from detector.paired import PairedSettings, extended
 from detector.store import AgentComparison, AlertRow, HistoryPoint, ModelVersion, Reference, Span, StoredCheck
 from tests.detector import fakes
@@ -203,6 +204,28 @@ def paired_story() -> FakeStore:
     comparing.layers[7] = list(PROBES)
     comparing.compared[7] = [AgentComparison(i, agent, body) for i, (agent, body) in enumerate(bodies.items())]
     store.done[-1] = extended(comparing, VERSION, PairedSettings(), NOW, store.done[-1])
+    return store
+
+
+def fleet_story() -> FakeStore:
+    """One of four pods answers otherwise from conv1 on, with the same inputs."""
+    store = story("healthy")
+    assert store.active is not None
+    reference = store.active.summaries
+    agents = {
+        f"pod-{name}": {
+            p.name: replace(
+                of_summary(reference[p.name]), n=600, pairs=600 * (p.channels or 1),
+                mean=of_summary(reference[p.name]).mean + (0.8 if name == "c" and p.position in (1, 2) else 0),
+            )
+            for p in PROBES
+        }
+        for name in "abcd"
+    }  # fmt: skip
+    fleet = compare(agents, PROBES, reference, reference, {})
+    assert fleet is not None
+    listed = {name: (p < 0.001).reshape(-1) for name, p in zip(fleet.agents, fleet.p_values, strict=True)}
+    store.done[-1] = replace(store.done[-1], status="findings", findings=findings(fleet, listed, 0.001))
     return store
 
 

@@ -49,7 +49,7 @@ def test_more_of_anything_never_costs_more_time() -> None:
 
 def test_death_needs_about_the_published_number_of_requests() -> None:
     # ln(1 / level) / -ln(1 - p) with level a minute of the budget, and p the lower bound of .2.
-    level = 1 / 1440 / (270 * 20 * 256)
+    level = 1 / 1440 / (threshold(90) * 20 * 256)
     assert plan(ASKED).dead_requests == pytest.approx(np.log(level) / np.log(1 - 0.18), rel=0.15)
 
 

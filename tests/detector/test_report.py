@@ -24,7 +24,17 @@ from detector.report.command import command
 from detector.report.data import gather
 from detector.report.queries import queries
 from detector.store import Store
-from tests.detector.report_scenarios import MINUTE, NOW, PROBES, VERSION, FakeStore, activations, paired_story, story
+from tests.detector.report_scenarios import (
+    MINUTE,
+    NOW,
+    PROBES,
+    VERSION,
+    FakeStore,
+    activations,
+    fleet_story,
+    paired_story,
+    story,
+)
 
 DAY = NOW - timedelta(days=1)
 
@@ -173,6 +183,19 @@ def test_comparisons_are_shown_also_where_they_found_nothing() -> None:
     store = paired_story()
     store.done[-1] = replace(store.done[-1], findings=(), status="ok")
     assert "Labelled holdout" in build(store)
+
+
+def test_an_odd_pod_is_named_with_its_layer_and_distance() -> None:
+    page = build(fleet_story())
+    told = verdict(page)
+    assert told.startswith("Change found, warning: Odd pod: agent pod-c: mean of conv1/relu at 1.")
+    assert "standard deviations from the fleet; its inputs are not odd, and shows in 1 later layer" in told
+    assert "<h3>conv1/relu: 1 agent unlike the fleet</h3>" in page
+    assert "600 against 1,800 requests of other agents" in page
+    assert "alert: ReluscopeOddPod" in page
+    assert page.count('class="shape"') == 0
+    assert "more channel" not in page
+    assert '<td class="text">odd pod; origin</td>' in page
 
 
 def test_fifty_layers_fit_in_a_megabyte() -> None:
