@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 
 from agent.summary.histogram import Floats
-from detector.fleet.compare import Fleet
+from detector.fleet.deviation import Fleet
 from detector.sequential import Evidence, calibrate
 
 LARGEST_E = 500.0

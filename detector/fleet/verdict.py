@@ -6,15 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from detector.correction import benjamini_hochberg
 from detector.finding import WHOLE_LAYER, Cause, ChannelEvidence, Finding
 from detector.fleet import words
-from detector.fleet.compare import NONFINITE, SCALARS, Fleet
-from detector.policy import WORST, alert_for, severity_of
-
-Mask = NDArray[np.bool_]
+from detector.fleet.deviation import NONFINITE, SCALARS, Fleet
+from detector.policy import WORST, Mask, alert_for, severity_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +38,10 @@ def findings(fleet: Fleet, listed: Mapping[str, Mask], level: float, tolerance: 
 
     ``listed`` holds the odd processes by agent, flat as in `detector.fleet.e_values`. The inputs are tested once more
     by themselves at the false discovery rate ``level``, which is sharper and only helps to tell the cause.
-    ``tolerance`` is that of `compare`.
+    ``tolerance`` is that of `compare`. What the batch had too few requests to test is not told of.
     """
-    odd = [_odd(fleet, number, listed[name], level) for number, name in enumerate(fleet.agents) if listed[name].any()]
+    marked = [listed[name].reshape(fleet.tested.shape[1:]) & fleet.tested[i] for i, name in enumerate(fleet.agents)]
+    odd = [_odd(fleet, agent, processes, level) for agent, processes in enumerate(marked) if processes.any()]
     grouped: dict[tuple[int, Cause], list[_Odd]] = {}
     for one in sorted(odd, key=lambda one: (one.layer, -_distance(fleet, one))):
         grouped.setdefault((one.layer, one.cause), []).append(one)
@@ -51,8 +49,8 @@ def findings(fleet: Fleet, listed: Mapping[str, Mask], level: float, tolerance: 
     return tuple(_finding(fleet, group, concerned, tolerance) for group in grouped.values())
 
 
-def _odd(fleet: Fleet, agent: int, mask: Mask, level: float) -> _Odd:
-    processes = mask.reshape(len(fleet.probes), len(SCALARS))
+def _odd(fleet: Fleet, agent: int, processes: Mask, level: float) -> _Odd:
+    """``processes`` are the agent's odd ones, shape (layers, scalars)."""
     layers = np.flatnonzero(processes.any(axis=1))
     first = int(layers[0])
     # What is not finite has no distance in standard deviations, and is the worst that can be.

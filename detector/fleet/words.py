@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from detector.evidence import percent
-from detector.fleet.compare import MEAN, NONFINITE, SCALARS
+from detector.fleet.deviation import MEAN, NONFINITE, SCALARS
 
 NAMED = 3
 """Agents named in a sentence; the finding's details have more."""

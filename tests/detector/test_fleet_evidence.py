@@ -25,7 +25,7 @@ def fleet(p_values: dict[str, float]) -> Fleet:
         np.full(shape[:2], 100),
         np.zeros(shape),
         p,
-        np.ones(shape, np.int64),
+        np.ones(shape, np.bool_),
         zeros,
         zeros,
         zeros,

@@ -7,7 +7,7 @@ import pytest
 
 from detector.finding import WHOLE_LAYER
 from detector.fleet import Agents, Fleet, Scalars, compare, findings
-from detector.fleet.compare import MEAN, NONFINITE, SHARE
+from detector.fleet.deviation import MEAN, NONFINITE, SHARE
 from tests.detector.fakes import probe, rectified, summarise
 
 PROBES = [probe("image", 0, 1, "input"), probe("conv1", 1, 8), probe("fc1", 2, 8)]
@@ -88,6 +88,13 @@ def test_what_is_not_finite_comes_first() -> None:
         "its inputs are not odd"
     )
     assert one.effect == pytest.approx(0.25, abs=0.05)
+
+
+def test_what_was_not_tested_in_this_batch_is_not_told_of() -> None:
+    found = fleet(pod2={"conv1": Scalars(20, 160, 0.5, 2.2, 9.0, 0), "fc1": Scalars(500, 4000, 0.5, 3.0, 9.0, 0)})
+    (one,) = findings(found, listed(found, ("pod2", 1, MEAN), ("pod2", 2, MEAN)), 0.001)
+    assert one.layer == "fc1"
+    assert findings(found, listed(found, ("pod2", 1, MEAN)), 0.001) == ()
 
 
 def test_nobody_is_listed_nobody_is_told() -> None:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.statistics import pages
+from tests.statistics import fleets, pages
 from tests.statistics.calibrate import calibrate
 from tests.statistics.exactness import agreements, merging
 from tests.statistics.pages import Page
@@ -23,6 +23,9 @@ DELAY_SHARE = 4
 """Of the models of a quiet life, one in so many lives through a change."""
 DELAY_WINDOWS = 300
 """Nobody waits for longer to be told."""
+FLEET_SHARE = 15
+"""Likewise, of fleets."""
+FLEET_BATCHES = 60
 
 
 def main() -> None:
@@ -32,6 +35,7 @@ def main() -> None:
         "run-length": _run_length,
         "exactness": _exactness,
         "peers": _peers,
+        "fleet": _fleet,
     }
     parser = argparse.ArgumentParser(prog="python -m tests.statistics", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("docs/calibration"))
@@ -72,6 +76,15 @@ def _peers(options: argparse.Namespace) -> Page:
     small = Sizes(3 * options.streams // 10, max(options.streams // 20, 5), 3 * options.peer_seconds)
     contests = synthetic(sizes, options.workers, options.seed)
     return pages.peers([*contests, real(small, options.workers, options.seed + 1)])
+
+
+def _fleet(options: argparse.Namespace) -> Page:
+    models, batches = max(options.models // FLEET_SHARE, 3), min(options.windows, FLEET_BATCHES)
+    scenes = (fleets.quiet(), fleets.spread_out(), fleets.odd())
+    found = [
+        fleets.live(each, models, batches, options.workers, options.seed + number) for number, each in enumerate(scenes)
+    ]
+    return fleets.page(*found)
 
 
 if __name__ == "__main__":

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 
 from tests.statistics import __main__ as suite
-from tests.statistics import tables, versus
+from tests.statistics import fleets, tables, versus
 from tests.statistics.charts import Axis, lines
 from tests.statistics.digits import corruptions
 
@@ -17,12 +18,18 @@ TINY = ["--p-values", "400", "--models", "20", "--windows", "3", "--streams", "2
 COMMAND = "python -m tests.statistics"
 
 
-@pytest.mark.parametrize("part", ["calibration", "run-length", "exactness", "peers"])
+def first_three(scenes: Callable[[], list[fleets.Scene]]) -> Callable[[], list[fleets.Scene]]:
+    return lambda: scenes()[:3]
+
+
+@pytest.mark.parametrize("part", ["calibration", "run-length", "exactness", "peers", "fleet"])
 def test_every_part_writes_a_page_its_figures_and_its_charts(
     part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(versus, "PEERS", ())
     monkeypatch.setattr(versus, "corruptions", lambda: corruptions()[:2])
+    for scenes in ("quiet", "spread_out", "odd"):
+        monkeypatch.setattr(fleets, scenes, first_three(getattr(fleets, scenes)))
     monkeypatch.setattr(tables, "unavailable", lambda peer: "not in this test")
     monkeypatch.setattr("sys.argv", [COMMAND, "--parts", part, "--out", str(tmp_path), *TINY])
     suite.main()
@@ -31,7 +38,7 @@ def test_every_part_writes_a_page_its_figures_and_its_charts(
     assert "| --- |" in page
     assert json.loads((tmp_path / f"{part}.json").read_text())
     charts = list(tmp_path.glob("*.svg"))
-    assert bool(charts) == (part != "exactness")
+    assert bool(charts) == (part not in ("exactness", "fleet"))
     for chart in charts:
         assert ElementTree.parse(chart).getroot().tag.endswith("svg")
         assert f"({chart.name})" in page

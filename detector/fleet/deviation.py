@@ -22,7 +22,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.special import ndtr
 
 from agent.summary import Summary
@@ -31,6 +30,7 @@ from agent.wire import Probe
 from detector.design_effect import DesignEffect, unknown
 from detector.drift import REFERENCE_RISK
 from detector.fleet.scalars import Agents, Scalars
+from detector.policy import Mask
 from detector.proportions import share_above
 
 SCALARS = ("active share", "mean", "share of non-finite values")
@@ -59,21 +59,20 @@ class Fleet:
     """Requests; shape (agents, layers)."""
     values: Floats
     p_values: Floats
-    """1 where nothing was tested."""
-    tested: Ints
-    """1 where something was, else 0."""
+    """1 where there was no test."""
+    tested: Mask
     centres: Floats
     """The fleet's median, of the non-finite the whole fleet's share; shape (layers, scalars)."""
     reference: Floats
     """Shape (layers, scalars)."""
     units: Floats
-    """Standard deviations in the reference, 1 for the non-finite; shape (layers, scalars)."""
+    """Standard deviations in the reference, now where it had none, 1 for the non-finite; shape (layers, scalars)."""
 
     @property
     def distances(self) -> Floats:
         """From the centre, in standard deviations of the reference."""
         units = np.where(self.units > 0, self.units, 1.0)
-        return np.where(self.tested > 0, np.abs(self.values - self.centres) / units, 0.0)
+        return np.where(self.tested, np.abs(self.values - self.centres) / units, 0.0)
 
 
 def compare(
@@ -97,7 +96,7 @@ def compare(
     ordered = tuple(sorted(probes, key=lambda probe: (probe.position, probe.name)))
     agents = tuple(sorted(scalars))
     shape = (len(agents), len(ordered), len(SCALARS))
-    n, values, tested = np.zeros(shape[:2], np.int64), np.zeros(shape), np.zeros(shape, np.int64)
+    n, values, tested = np.zeros(shape[:2], np.int64), np.zeros(shape), np.zeros(shape, np.bool_)
     p_values = np.ones(shape)
     centres, before, units = np.zeros(shape[1:]), np.zeros(shape[1:]), np.zeros(shape[1:])
     for i, probe in enumerate(ordered):
@@ -117,8 +116,8 @@ def compare(
     return Fleet(agents, ordered, n, values, p_values, tested, centres, before, units)
 
 
-_Outcome = tuple[Floats, Floats, Floats, float]
-"""Values, p-values, 1 where tested, and the centre."""
+_Outcome = tuple[Floats, Floats, Mask, float]
+"""Values, p-values, what was tested, and the centre."""
 
 
 class _Layer:
@@ -134,14 +133,11 @@ class _Layer:
         lost = float(old.nonfinite.sum()) / max(old.n * old.channels, 1)
         finite = max(float(old.finite.sum()), 1.0)
         self.reference = np.array([old.active.sum() / finite, np.dot(old.mean, old.finite) / finite, lost])
-        self.units = np.array([*(float(np.sqrt(variance).mean()) for variance in then), 1.0])
-        wider = [max(float(np.sqrt(a).mean()), float(np.sqrt(b).mean())) for a, b in zip(then, now, strict=True)]
-        self._units = wider
+        both = list(zip(then, now, strict=True))
+        self._units = [max(_deviation(a), _deviation(b)) for a, b in both]
+        self.units = np.array([*(_deviation(a) or unit for a, unit in zip(then, self._units, strict=True)), 1.0])
         # Of one request's average over channels, at most, with the design effect of each channel.
-        self._variances = [
-            max(float(np.sqrt(a * effect).mean()), float(np.sqrt(b * effect).mean())) ** 2
-            for a, b in zip(then, now, strict=True)
-        ]
+        self._variances = [max(_deviation(a * effect), _deviation(b * effect)) ** 2 for a, b in both]
 
     def shares(self) -> _Outcome:
         x = np.array([one.active_share for one in self._agents])
@@ -166,20 +162,20 @@ class _Layer:
         p = share_above(k, n, k_others, n_others, REFERENCE_RISK, self._tolerance**2)
         enough = usable & (usable.sum() >= LEAST_AGENTS)
         shares = lost / np.maximum(self.n, 1)
-        return shares, np.where(enough, p, 1.0), enough.astype(np.float64), float(lost.sum() / max(self.n.sum(), 1))
+        return shares, np.where(enough, p, 1.0), enough, float(lost.sum() / max(self.n.sum(), 1))
 
-    def _outcome(self, x: Floats, scalar: int, usable: NDArray[np.bool_], floor: Floats) -> _Outcome:
+    def _outcome(self, x: Floats, scalar: int, usable: Mask, floor: Floats) -> _Outcome:
         known = self._requests >= self._least
         usable = usable & known
         unit = self._units[scalar]
         centre = float(np.median(x[known])) if known.any() else 0.0
         if usable.sum() < LEAST_AGENTS or not unit > 0:
-            return x, np.ones(len(x)), np.zeros(len(x)), centre
+            return x, np.ones(len(x)), np.zeros(len(x), np.bool_), centre
         variance = np.maximum(self._variances[scalar] / np.maximum(self._requests, 1), floor)
         p, centre = _outside(x[usable], variance[usable], self._tolerance * unit)
         p_values = np.ones(len(x))
         p_values[usable] = p
-        return x, p_values, usable.astype(np.float64), centre
+        return x, p_values, usable, centre
 
 
 def _outside(x: Floats, variance: Floats, tolerance: float) -> tuple[Floats, float]:
@@ -188,8 +184,11 @@ def _outside(x: Floats, variance: Floats, tolerance: float) -> tuple[Floats, flo
     distance = np.abs(x - centre)
     spread = 1.4826 * float(np.median(distance))
     tau = math.sqrt(max((spread - math.sqrt(typical)) * (spread + math.sqrt(typical)), 0.0))
-    deviation = np.sqrt(variance + math.pi / 2 * typical / len(x))
-    margin = (tolerance + spread_factor(len(x)) * tau) / deviation
+    factor = spread_factor(len(x))
+    # A spread that is estimated moves the tolerance by as much as sampling moves the values that it is read off.
+    estimated = factor**2 * typical if tau > 0 else 0.0
+    deviation = np.sqrt(variance + math.pi / 2 * typical / len(x) + estimated)
+    margin = (tolerance + factor * tau) / deviation
     z = distance / deviation
     # Where a whole fleet's values overflow, both are infinite.
     return np.nan_to_num(np.minimum(1, ndtr(margin - z) + ndtr(-margin - z)), nan=1.0), centre
@@ -199,6 +198,11 @@ def spread_factor(agents: int) -> float:
     """How many natural spreads an agent may lie from the median in a fleet of so many; see `SPREAD_FACTORS`."""
     sizes, factors = zip(*SPREAD_FACTORS, strict=True)
     return float(np.interp(agents, sizes, factors))
+
+
+def _deviation(variance: Floats) -> float:
+    """Of the average over channels where all of them move together, and at most otherwise."""
+    return float(np.sqrt(variance).mean())
 
 
 def _variances(summary: Summary) -> tuple[Floats, Floats]:

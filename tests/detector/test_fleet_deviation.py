@@ -8,7 +8,7 @@ import pytest
 from agent.summary import Summary, from_pooled, merge
 from agent.wire import Probe
 from detector.fleet import Agents, Fleet, Scalars, compare, of_summary
-from detector.fleet.compare import MEAN, NONFINITE, SHARE, spread_factor
+from detector.fleet.deviation import MEAN, NONFINITE, SHARE, spread_factor
 from tests.detector.fakes import probe, rectified, summarise
 
 PROBES = [probe("image", 0, 1, "input"), probe("relu", 1, 8)]
