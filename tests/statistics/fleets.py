@@ -248,12 +248,23 @@ def page(quiet_ones: Sequence[Outcome], spread_ones: Sequence[Outcome], odd_ones
         f"{delays(odd_ones)}"
     )
     figures = {
-        name: [
-            {**asdict(one), "found": [None if math.isinf(batch) else batch for batch in one.found]} for one in outcomes
-        ]
+        name: [_figures(one) for one in outcomes]
         for name, outcomes in (("quiet", quiet_ones), ("spread", spread_ones), ("odd", odd_ones))
     }
     return Page("One odd pod", text, figures)
+
+
+def _figures(one: Outcome) -> dict[str, object]:
+    told: dict[str, object] = {
+        "models": one.models,
+        "batches": one.batches,
+        "alarms": one.alarms,
+        "models_with_alarm": one.alarmed,
+    }
+    if one.found:
+        median, late = (None if math.isinf(value) else value for value in one.delay())
+        told |= {"median_batches": median, "late_batches": late}
+    return {**asdict(one.scene), "mean_e": one.mean_e, **told}
 
 
 def _quiet(outcomes: Sequence[Outcome]) -> str:
