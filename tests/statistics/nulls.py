@@ -58,7 +58,7 @@ def _windowed(sessions: Sessions = INDEPENDENT) -> Test:
 
     def test(before: Law, now: Law, n0: int, n: int, channels: int, rng: np.random.Generator) -> Floats:
         past = [draw(before, n, channels, rng, sessions) for _ in range(n0 // n)]
-        return _watch(past, channels, n).drift(draw(now, n, channels, rng, sessions))
+        return _watch(past, channels, n).drift(draw(now, n, channels, rng, sessions)).p_value
 
     return test
 
@@ -67,7 +67,7 @@ def _any_hour(before: Law, now: Law, n0: int, n: int, channels: int, rng: np.ran
     """A window from some hour against a whole day's; the laws given are not used."""
     hours = day(0.1, 0.05)
     past = [draw(law, n, channels, rng) for law in hours]
-    return _watch(past, channels, n).drift(draw(hours[int(rng.integers(len(hours)))], n, channels, rng))
+    return _watch(past, channels, n).drift(draw(hours[int(rng.integers(len(hours)))], n, channels, rng)).p_value
 
 
 def _watch(past: list[Summary], channels: int, n: int) -> Watch:

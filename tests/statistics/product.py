@@ -15,7 +15,7 @@ from agent.summary.histogram import Floats
 from agent.wire import Probe
 from detector.dead import Dead, dead
 from detector.design_effect import estimate
-from detector.drift import REFERENCE_RISK, drift
+from detector.drift import REFERENCE_RISK, Drift, drift
 from detector.examine import measure
 from detector.sequential import FAMILIES, Evidence, advance, calibrate, threshold
 from detector.settings import CheckSettings
@@ -49,23 +49,23 @@ class Watch:
         effects = [estimate(reduce(merge, windows), windows).at(requests) for windows in layers]
         self.design_effect = np.concatenate(effects)
 
-    def drift(self, current: Summary) -> Floats:
-        """P-values per channel."""
+    def drift(self, current: Summary) -> Drift:
+        """Of every channel."""
         return drift(
             self.reference,
             current,
             self._min_effect,
             design_effect=self.design_effect,
             reference_risk=self._risk,
-        ).p_value
+        )
 
     def dead(self, current: Summary) -> Dead:
         """Of every channel."""
         return dead(self.reference, current, design_effect=self.design_effect)
 
     def e_values(self, current: Summary, family: str = "drift") -> Floats:
-        """Of drift or of death, per channel."""
-        return calibrate(self.drift(current)) if family == "drift" else self.dead(current).e_value
+        """Of drift, shape (channels, parts), or of death, shape (channels,)."""
+        return calibrate(self.drift(current).p_parts) if family == "drift" else self.dead(current).e_value
 
 
 def windows(pooled: Pooled, size: int) -> list[Summary]:
@@ -86,9 +86,9 @@ def score_channels(streams: Streams, min_effect: float = 0.1) -> tuple[Scores, S
     evidence = [[Evidence() for _ in range(count)] for _ in ("drift", "dead")]
     singles, levels = [], []
     for current in windows(_side_by_side(streams.requests), streams.window):
-        p_value, death = watch.drift(current), watch.dead(current)
-        singles.append(np.minimum(p_value, death.p_value))
-        for family, e in zip(evidence, (calibrate(p_value), death.e_value), strict=True):
+        drifted, death = watch.drift(current), watch.dead(current)
+        singles.append(np.minimum(drifted.p_value, death.p_value))
+        for family, e in zip(evidence, (calibrate(drifted.p_parts), death.e_value), strict=True):
             for i in range(count):
                 family[i] = advance(family[i], {"layer": e[i : i + 1]}, 1.0, UNCAPPED)
         levels.append([max(one.level, other.level) for one, other in zip(*evidence, strict=True)])

@@ -212,7 +212,7 @@ def _simulate(piece: _Piece) -> tuple[int, Floats]:
         e = watch.e_values(draw(now[number % len(now)], life.n, width, rng, life.sessions), life.family)
         if not moved.all():
             same = watch.e_values(draw(life.before, life.n, width, rng, life.sessions), life.family)
-            e = np.where(moved, e, same)
+            e = np.where(moved if e.ndim == 1 else moved[:, None], e, same)
         for model, span in enumerate(spans):
             was = evidence[model].alarm
             evidence[model] = advance(evidence[model], {"layer": e[span]}, 1.0, life.budget)
