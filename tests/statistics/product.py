@@ -101,9 +101,10 @@ def score_layers(
     references: Sequence[Mapping[str, Pooled]],
     requests: Sequence[Mapping[str, Pooled]],
     window: int,
+    min_effect: float = 0.1,
 ) -> tuple[Scores, Scores]:
     """Streams of a whole network, by single checks (the strongest channel of all layers counts) and over time."""
-    begun, settings = time.perf_counter(), CheckSettings()
+    begun, settings = time.perf_counter(), CheckSettings(min_effect=min_effect)
     singles, levels = [], []
     for before, now in zip(references, requests, strict=True):
         past = {name: windows(pooled, window) for name, pooled in before.items()}
