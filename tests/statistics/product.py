@@ -17,6 +17,7 @@ from detector.dead import Dead, dead
 from detector.design_effect import estimate
 from detector.drift import REFERENCE_RISK, Drift, drift
 from detector.examine import measure
+from detector.explosion import Explosion, explosion
 from detector.sequential import FAMILIES, Evidence, advance, calibrate, threshold
 from detector.settings import CheckSettings
 from tests.statistics.draws import part
@@ -26,6 +27,8 @@ SMALLEST = 1e-300
 WINDOWS_PER_DAY = 288
 """Of five minutes."""
 BUDGET_DAYS = 90.0
+EXPLOSION_FACTOR = 2.0
+"""Less than is shipped: by ten times the reference's maximum hardly anything ever grows by chance."""
 UNCAPPED = 1e18
 """A limit that no evidence reaches, so that none is taken away."""
 
@@ -63,9 +66,21 @@ class Watch:
         """Of every channel."""
         return dead(self.reference, current, design_effect=self.design_effect)
 
+    def explosion(self, current: Summary) -> Explosion:
+        """Of every channel, by `EXPLOSION_FACTOR`."""
+        return explosion(
+            self.reference,
+            current,
+            EXPLOSION_FACTOR,
+            design_effect=self.design_effect,
+            reference_risk=self._risk,
+        )
+
     def e_values(self, current: Summary, family: str = "drift") -> Floats:
-        """Of drift, shape (channels, parts), or of death, shape (channels,)."""
-        return calibrate(self.drift(current).p_parts) if family == "drift" else self.dead(current).e_value
+        """Of drift, shape (channels, parts), of death or of explosion, shape (channels,)."""
+        if family == "dead":
+            return self.dead(current).e_value
+        return calibrate(self.drift(current).p_parts if family == "drift" else self.explosion(current).p_value)
 
 
 def windows(pooled: Pooled, size: int) -> list[Summary]:

@@ -49,7 +49,7 @@ class Life:
     min_effect: float = 0.1
     reference_risk: float = REFERENCE_RISK
     family: str = "drift"
-    """Or "dead": which evidence is watched."""
+    """Or "dead" or "explosion": which evidence is watched."""
     daily: bool = False
     """Windows follow the hours of a day over and over, instead of ``before`` and ``now``."""
     changed: int | None = None
@@ -132,6 +132,11 @@ def quiet_lives() -> list[Life]:
             Life("sessions of 5, no zeros", dense, dense, budget, sessions=linked),
             Life("sessions of 5, 20 channels", dense, dense, budget, channels=20, sessions=linked),
             Life("sessions of 20, 50% zeros", hurdle(0.5), hurdle(0.5), budget, sessions=Sessions(20, 0.5)),
+        ]
+        heavy = hurdle(0.5, "heavy")
+        lives += [
+            Life("explosion, iid, heavy tails", heavy, heavy, budget, family="explosion"),
+            Life("explosion, sessions of 5, heavy tails", heavy, heavy, budget, sessions=linked, family="explosion"),
         ]
         for zeros in (0.9, 0.97):
             law = hurdle(zeros)
