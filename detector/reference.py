@@ -11,8 +11,10 @@ from pathlib import Path
 
 import click
 
+from agent.logging import configure
 from detector import offline, reference_choice
 from detector.reference_size import Need
+from detector.slots import counted
 from detector.store import Store, StoreError
 from detector.store.types import ModelVersion, Reference
 
@@ -38,6 +40,7 @@ _tolerated = click.option("--min-effect", default=0.1, show_default=True, help="
 @click.group("reference", context_settings={"auto_envvar_prefix": "RELUSCOPE_REFERENCE"})
 def command() -> None:
     """What a model version's windows are compared with."""
+    configure("console")  # how far a long reading has come, on stderr
 
 
 @command.command("set")
@@ -150,7 +153,7 @@ def _time(text: str) -> datetime:
     return parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)
 
 
-_COLUMNS = ("id", "in use", "origin", "from version", "start", "end", "requests", "made at")
+_COLUMNS = ("id", "in use", "origin", "from version", "start", "end", "requests", "slots", "made at")
 
 
 def _print(known: Sequence[Reference], version: ModelVersion) -> None:
@@ -163,6 +166,7 @@ def _print(known: Sequence[Reference], version: ModelVersion) -> None:
             one.start.isoformat(timespec="seconds"),
             one.end.isoformat(timespec="seconds"),
             str(one.n),
+            counted(one.slots),
             one.created_at.isoformat(timespec="seconds"),
         )
         for place, one in enumerate(known)

@@ -43,7 +43,7 @@ def queries(version: ModelVersion, since: datetime, now: datetime, check: Check 
         (
             "Findings: drift and explosion",
             "SELECT checked_at, layer, test, cause, origin, channels_changed, channels_total, effect,\n"
-            "       details ->> 'psi' AS psi, p_value, summary\n"
+            "       details ->> 'psi' AS psi, p_value, details ->> 'compared_with' AS compared_with, summary\n"
             f"FROM drift_findings\nWHERE {checked}\nORDER BY checked_at DESC, position;",
         ),
         (
