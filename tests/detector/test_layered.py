@@ -20,6 +20,7 @@ from detector.slots import ANY_DAY, Slot, counted
 from detector.store import Store
 from tests.detector.builders import summary, window
 from tests.detector.fakes import FakeStore, probe, rectified, summarise
+from tests.detector.samples import check
 
 MONDAY = datetime(2026, 2, 2, tzinfo=UTC)
 QUARTER, DAY = timedelta(minutes=15), timedelta(days=1)
@@ -193,6 +194,25 @@ def test_slots_are_read_and_stored_one_by_one(database: Store) -> None:
         part = database.reference_slot(made.id, slot)
         assert part.summaries["fc1"].n == 400 * 4 * (14 if slot.weekday == ANY_DAY else 2)
         assert part.effects["fc1"].windows == part.summaries["fc1"].n / 400
+
+
+def test_checks_go_on_with_the_former_reference_while_slots_are_made(database: Store) -> None:
+    database.ingest("t", 0, None, 1, [window(1)])
+    version = database.model_version("digits", "1")
+    assert version is not None
+    content = {"conv1": summary()}
+    before = database.save_reference(version.id, "windows", version.id, MONDAY, MONDAY + DAY, 20, content)
+
+    def slowly() -> Iterator[tuple[Slot, Layered]]:
+        yield Slot(ANY_DAY, 8), layered(lambda: [content])
+        in_use = database.reference(version.id)
+        assert in_use is not None
+        assert in_use.id == before
+        database.save_check(replace(check(version.id), reference_id=before), {})  # waits for nothing
+        yield Slot(ANY_DAY, 9), layered(lambda: [content])
+
+    made = database.save_reference(version.id, "windows", version.id, MONDAY, MONDAY + DAY, 20, content, {}, slowly())
+    assert [(one.id, len(one.slots)) for one in database.references(version.id)] == [(made, 2), (before, 0)]
 
 
 def test_a_reference_whose_slots_cannot_be_made_is_not_kept(database: Store) -> None:
