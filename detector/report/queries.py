@@ -37,7 +37,7 @@ def queries(version: ModelVersion, since: datetime, now: datetime, check: Check 
         ),
         (
             "Findings: dead channels",
-            "SELECT checked_at, layer, channel, label, cause, origin, p_value, n, n_reference, text\n"
+            "SELECT checked_at, layer, channel, label, cause, origin, p_value, n, n_reference, compared_with, text\n"
             f"FROM dead_channels\nWHERE {checked}\nORDER BY checked_at DESC, position, channel;",
         ),
         (
