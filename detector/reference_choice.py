@@ -13,7 +13,7 @@ from detector.batches import Span, disjoint
 from detector.design_effect import DesignEffect
 from detector.layered import Layered, Reader, layered
 from detector.reference_size import Need, shortfall
-from detector.slots import Slot, covered
+from detector.slots import WEEKDAY_DATES, Slot, covered
 from detector.store.types import ModelVersion, Origin, Reference
 
 
@@ -83,11 +83,17 @@ def from_previous(store: ReferenceStore, version: ModelVersion, requests: int, u
 
 
 def from_first_requests(
-    store: ReferenceStore, version: ModelVersion, requests: int, until: datetime, need: Need | None = None
+    store: ReferenceStore,
+    version: ModelVersion,
+    requests: int,
+    until: datetime,
+    need: Need | None = None,
+    weekday_dates: int = WEEKDAY_DATES,
 ) -> Reference:
     """Makes a reference of the first ``requests`` requests; raises NoReference where there are fewer.
 
-    With ``need`` it is refused, too, where it would hide the shift that must show.
+    With ``need`` it is refused, too, where it would hide the shift that must show. An hour of a weekday with windows on
+    ``weekday_dates`` dates gets a reference of its own.
     """
     span = _first_spans(store, version, requests, until)
     if span is None:
@@ -96,15 +102,20 @@ def from_first_requests(
             f"{version.model}@{version.version} has {seen} of {requests} requests in closed windows: "
             "wait, or ask for fewer"
         )
-    return _from_spans(store, version, "first_requests", span, need)
+    return _from_spans(store, version, "first_requests", span, need, weekday_dates)
 
 
 def from_windows(
-    store: ReferenceStore, version: ModelVersion, start: datetime, end: datetime, need: Need | None = None
+    store: ReferenceStore,
+    version: ModelVersion,
+    start: datetime,
+    end: datetime,
+    need: Need | None = None,
+    weekday_dates: int = WEEKDAY_DATES,
 ) -> Reference:
     """Makes a reference of the windows inside [start, end]; raises NoReference where there are none.
 
-    With ``need`` it is refused, too, where it would hide the shift that must show.
+    ``need`` and ``weekday_dates`` are as in `from_first_requests`.
     """
     if not start < end:
         raise NoReference(f"the span is empty: {start.isoformat()} to {end.isoformat()}")
@@ -114,7 +125,7 @@ def from_windows(
             f"{version.model}@{version.version} has no requests in windows between "
             f"{start.isoformat()} and {end.isoformat()}"
         )
-    return _from_spans(store, version, "windows", spans, need)
+    return _from_spans(store, version, "windows", spans, need, weekday_dates)
 
 
 def from_offline(
@@ -159,11 +170,16 @@ def _first_spans(store: ReferenceStore, version: ModelVersion, requests: int, un
 
 
 def _from_spans(
-    store: ReferenceStore, version: ModelVersion, origin: Origin, spans: Sequence[Span], need: Need | None
+    store: ReferenceStore,
+    version: ModelVersion,
+    origin: Origin,
+    spans: Sequence[Span],
+    need: Need | None,
+    weekday_dates: int,
 ) -> Reference:
     """Of all the windows, and of those of each slot that they cover well enough."""
     spans = disjoint(spans)  # else a short window inside a long one would count twice
-    groups = covered(spans)
+    groups = covered(spans, weekday_dates)
     reader = Reader(
         lambda span: store.summaries(version.id, span.start, span.end), len(spans) + sum(map(len, groups.values()))
     )

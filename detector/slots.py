@@ -17,7 +17,7 @@ HOUR_REQUESTS = 1000
 HOUR_WINDOWS = 3
 """What a slot needs for a reference of its own."""
 WEEKDAY_DATES = 2
-"""Dates on which a slot of one weekday must have windows: one Monday is not Mondays."""
+"""Dates on which a slot of one weekday must have windows unless told otherwise: one Monday is not Mondays."""
 LEAST_SPAN = timedelta(hours=24)
 """A reference that is shorter has seen no hour but in passing, and none again."""
 ANY_DAY = 0
@@ -51,10 +51,11 @@ def matching(slots: Container[Slot], span: Span | Batch) -> Slot | None:
     return next((slot for slot in slots_of(span) if slot in slots), None)
 
 
-def covered(spans: Sequence[Span]) -> dict[Slot, list[Span]]:
+def covered(spans: Sequence[Span], weekday_dates: int = WEEKDAY_DATES) -> dict[Slot, list[Span]]:
     """The windows, in their order, of each slot that has enough of them, hours of any day first.
 
-    Empty where the spans cover less than `LEAST_SPAN`. A window may belong to two slots, or to none.
+    A slot of one weekday needs windows on ``weekday_dates`` dates. Empty where the spans cover less than `LEAST_SPAN`.
+    A window may belong to two slots, or to none.
     """
     if not spans or max(span.end for span in spans) - min(span.start for span in spans) < LEAST_SPAN:
         return {}
@@ -62,7 +63,7 @@ def covered(spans: Sequence[Span]) -> dict[Slot, list[Span]]:
     for span in spans:
         for slot in slots_of(span):
             found.setdefault(slot, []).append(span)
-    return {slot: inside for slot, inside in sorted(found.items()) if _enough(slot, inside)}
+    return {slot: inside for slot, inside in sorted(found.items()) if _enough(slot, inside, weekday_dates)}
 
 
 def counted(slots: Iterable[Slot]) -> str:
@@ -76,10 +77,10 @@ def counted(slots: Iterable[Slot]) -> str:
     return ", ".join(told) or "none"
 
 
-def _enough(slot: Slot, inside: Sequence[Span]) -> bool:
+def _enough(slot: Slot, inside: Sequence[Span], weekday_dates: int) -> bool:
     dates = {span.start.astimezone(UTC).date() for span in inside}
     return (
         len(inside) >= HOUR_WINDOWS
         and sum(span.n for span in inside) >= HOUR_REQUESTS
-        and (slot.weekday == ANY_DAY or len(dates) >= WEEKDAY_DATES)
+        and (slot.weekday == ANY_DAY or len(dates) >= weekday_dates)
     )

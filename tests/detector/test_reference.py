@@ -169,13 +169,18 @@ def test_the_command_says_which_slots_a_reference_has(door: Door) -> None:
     for day in range(14):
         for minute in range(30):
             start = START + timedelta(days=1 + day, minutes=minute)
-            door.add_window(version, {"relu": summarise(rectified(rng, 40, 2))}, start)
+            door.add_window(version, {"relu": summarise(rectified(rng, 40, 8))}, start)
     windows = dict(door.windows)
     result = run("set", "--model", "digits", "--from", "2026-02-01", "--to", "2026-02-15")
     assert result.exit_code == 0, result.output
     assert "  1 hour, 7 weekday hours  " in result.output
     door.windows.update(windows)
     assert "  1 hour, 7 weekday hours  " in run("show", "--model", "digits").output
+    for arguments in (("set", "--from", "2026-02-01", "--to", "2026-02-15"), ("auto", "--requests", "18000")):
+        door.windows.update(windows)
+        result = run(*arguments, "--model", "digits", "--weekday-dates", "4")
+        assert "  1 hour  " in result.output
+    assert "is not in the range x>=2" in run("auto", "--model", "digits", "--weekday-dates", "1").output
 
 
 def test_the_command_makes_one_from_the_first_requests_and_lists_the_newest_first(door: Door) -> None:

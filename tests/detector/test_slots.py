@@ -41,6 +41,7 @@ def test_hours_of_a_weekday_need_two_of_its_dates() -> None:
     assert {span.start.day for span in eight_days[Slot(7, 5)]} == {1, 8}
     fortnight = covered(spans(14 * DAY))
     assert counted(fortnight) == "24 hours, 168 weekday hours"
+    assert counted(covered(spans(14 * DAY), weekday_dates=3)) == "24 hours"
     assert {len(inside) for slot, inside in fortnight.items() if slot.weekday != ANY_DAY} == {8}
 
 
