@@ -17,11 +17,12 @@ from detector.batches import Batch, cut, waiting
 from detector.dead import LABELS
 from detector.examine import Measured, accumulate, judge, measure
 from detector.finding import Check
-from detector.layered import Layered, hour_of
+from detector.layered import Layered
 from detector.paired import ComparisonStore, PairedSettings, extended
 from detector.policy import LayerResult, conclude
 from detector.sequential import FAMILIES, Evidence, threshold
 from detector.settings import CheckSettings
+from detector.slots import Slot, matching
 from detector.store.types import Advance, AlarmState, ModelVersion, Reference
 
 __all__ = ["CheckSettings", "CheckStore", "prepare", "run_all", "run_check"]
@@ -37,7 +38,7 @@ class CheckStore(reference_choice.ReferenceStore, ComparisonStore, Protocol):
     def versions(self, since: datetime) -> list[ModelVersion]: ...
     def compared_versions(self, since: datetime) -> list[tuple[ModelVersion, datetime]]: ...
     def current_versions(self) -> list[ModelVersion]: ...
-    def reference_hour(self, reference_id: int, hour: int) -> Layered | None: ...
+    def reference_slot(self, reference_id: int, slot: Slot) -> Layered: ...
     def alarm_state(self, version_id: int) -> AlarmState | None: ...
     def save_check(self, check: Check, runbook_versions: Mapping[str, int], advance: Advance | None = None) -> int: ...
     def try_model_lock(self, version_id: int) -> AbstractContextManager[bool]: ...
@@ -107,8 +108,9 @@ def prepare(
 ) -> tuple[Check, Advance | None]:
     """A check, and the step of the evidence that is to be stored with it; None where there was no new batch.
 
-    Windows are taken in once each, in order, batch by batch. The check speaks of the newest batch. Windows of the
-    reference itself are never compared with it.
+    Windows are taken in once each, in order, batch by batch. The check speaks of the newest batch; where a slot of the
+    reference, and not the whole, is what that was compared with, the note says so. Windows of the reference itself are
+    never compared with it.
     """
     began = time.monotonic()
     empty = _blank(version, now)
@@ -131,10 +133,8 @@ def prepare(
 
     def tested(batch: Batch) -> Measured:
         current = store.summaries(version.id, batch.start, batch.end)
-        hour = hour_of(batch)
-        # The same hour of other days, where the reference covers it: what comes with every morning is no change.
-        before = None if hour is None else store.reference_hour(base.id, hour)
-        before = before or Layered(base.summaries, base.effects)
+        slot = matching(base.slots, batch)
+        before = store.reference_slot(base.id, slot) if slot else Layered(base.summaries, base.effects)
         return measure(probes, before.summaries, current, settings, before.effects, batch.n / batch.windows)
 
     limit = threshold(settings.false_page_days)
@@ -146,15 +146,17 @@ def prepare(
         batch = state.last  # nothing new: the same is said again
         measured = tested(batch)
     results, inputs_moved = judge(measured, evidence, batch.days, settings)
+    slot = matching(base.slots, batch)
+    told = {"compared_with": str(slot or "the whole reference")}
     findings = tuple(
-        replace(finding, details=finding.details | {"alarm_evidence": evidence[finding.test].level / limit})
+        replace(finding, details=finding.details | told | {"alarm_evidence": evidence[finding.test].level / limit})
         for finding in conclude(results, inputs_moved)
     )
     check = replace(
         empty,
         finished_at=now + timedelta(seconds=time.monotonic() - began),
         status="findings" if findings else "ok",
-        note="; ".join(measured.left_out),
+        note="; ".join([*([f"compared with {slot}"] if slot else []), *measured.left_out]),
         window_start=batch.start,
         window_end=batch.end,
         n=batch.n,
