@@ -78,7 +78,7 @@ def run_all(
                 check, advance = _blank(version, now), None
                 if version.id in observed:  # a silent version's last windows are judged no more
                     check, advance = prepare(store, version, settings, now)
-                check = extended(store, version, paired, now, check)
+                check = extended(store, version, paired, now, check, settings)
                 store.save_check(check, runbook_versions, advance)
         except Exception as error:
             log.error("check.failed", model=version.model, version=version.version, error=str(error), exc_info=True)

@@ -36,6 +36,8 @@ from agent.summary.histogram import Floats
 
 FAMILIES = ("drift", "dead", "explosion")
 """Test families that page on their own; each has a part of the budget."""
+SHARES = len(FAMILIES) + 1
+"""Parts of the budget: one for each family, and one for all paired tests together."""
 MAX_E = 1e15
 """Largest e-value of one window. Two such windows exceed any sensible budget; no p-value is exact further out."""
 CEILING = 10.0
@@ -59,17 +61,17 @@ class Evidence:
         return sum(means) / len(means) if means else 0.0
 
 
-def threshold(false_page_days: float, families: int = len(FAMILIES)) -> float:
-    """A, in days, so that ``families`` detectors together page falsely at most once in ``false_page_days``.
+def threshold(false_page_days: float, shares: int = SHARES) -> float:
+    """A, in days, so that ``shares`` detectors together page falsely at most once in ``false_page_days``.
 
     Raises ValueError where either is not positive.
 
-    >>> threshold(90)
+    >>> threshold(90, shares=3)
     270.0
     """
-    if not false_page_days > 0 or families < 1:
-        raise ValueError(f"false_page_days must be positive and families at least 1: {false_page_days}, {families}")
-    return families * float(false_page_days)
+    if not false_page_days > 0 or shares < 1:
+        raise ValueError(f"false_page_days must be positive and shares at least 1: {false_page_days}, {shares}")
+    return shares * float(false_page_days)
 
 
 def calibrate(p_value: Floats, largest: float = MAX_E) -> Floats:

@@ -27,6 +27,8 @@ class CheckSettings:
     grace_seconds: float = 5.0
     """How long after its end a window may still receive late summaries."""
     explosion_factor: float = 10.0
+    check_interval: float = 60.0
+    """Seconds between checks."""
     active_seconds: float = 3600.0
     """Versions without a window for this long are not checked any more."""
 
@@ -42,6 +44,7 @@ class CheckSettings:
             "min_active_rate": 0 < self.min_active_rate < 1,
             "grace_seconds": self.grace_seconds >= 0,
             "explosion_factor": self.explosion_factor > 1,
+            "check_interval": 0.1 <= self.check_interval <= 86_400,
             "active_seconds": self.active_seconds > 0,
         }
         wrong = [f"{name} = {getattr(self, name)}" for name, good in bounds.items() if not good]

@@ -13,6 +13,7 @@ from agent.wire import Probe, ProbeComparison
 from detector.finding import Cause, ChannelEvidence, Check, Finding, Test
 from detector.layered import Layered
 from detector.paired import PairedSettings, extended
+from detector.settings import CheckSettings
 from detector.slots import Slot
 from detector.store import AgentComparison, AlertRow, HistoryPoint, ModelVersion, Reference, Span, StoredCheck
 from tests.detector import fakes
@@ -208,7 +209,7 @@ def paired_story() -> FakeStore:
     comparing = fakes.FakeStore()
     comparing.layers[7] = list(PROBES)
     comparing.compared[7] = [AgentComparison(i, agent, body) for i, (agent, body) in enumerate(bodies.items())]
-    store.done[-1] = extended(comparing, VERSION, PairedSettings(), NOW, store.done[-1])
+    store.done[-1] = extended(comparing, VERSION, PairedSettings(), NOW, store.done[-1], CheckSettings())
     return store
 
 

@@ -128,6 +128,6 @@ def test_bad_input_is_refused(days: float, limit: float, e: float) -> None:
 
 
 def test_the_threshold_is_the_budget() -> None:
-    assert threshold(90, families=1) == 90
+    assert threshold(90, shares=1) == 90
     with pytest.raises(ValueError, match="must be positive"):
         threshold(0)
