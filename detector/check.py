@@ -18,11 +18,12 @@ from detector.dead import LABELS
 from detector.examine import Measured, accumulate, judge, judge_fleet, measure
 from detector.finding import Check
 from detector.fleet import Agents
-from detector.layered import Layered, hour_of
+from detector.layered import Layered
 from detector.paired import ComparisonStore, PairedSettings, extended
 from detector.policy import LayerResult, conclude
 from detector.sequential import FAMILIES, Evidence, threshold, without
 from detector.settings import CheckSettings
+from detector.slots import Slot, matching
 from detector.store.types import Advance, AlarmState, ModelVersion, Reference
 
 __all__ = ["CheckSettings", "CheckStore", "prepare", "run_all", "run_check"]
@@ -38,7 +39,7 @@ class CheckStore(reference_choice.ReferenceStore, ComparisonStore, Protocol):
     def versions(self, since: datetime) -> list[ModelVersion]: ...
     def compared_versions(self, since: datetime) -> list[tuple[ModelVersion, datetime]]: ...
     def current_versions(self) -> list[ModelVersion]: ...
-    def reference_hour(self, reference_id: int, hour: int) -> Layered | None: ...
+    def reference_slot(self, reference_id: int, slot: Slot) -> Layered: ...
     def agents(self, version_id: int, start: datetime, end: datetime) -> Agents: ...
     def live_agents(self, version_id: int, names: Collection[str], since: datetime) -> set[str]: ...
     def alarm_state(self, version_id: int) -> AlarmState | None: ...
@@ -80,7 +81,7 @@ def run_all(
                 check, advance = _blank(version, now), None
                 if version.id in observed:  # a silent version's last windows are judged no more
                     check, advance = prepare(store, version, settings, now)
-                check = extended(store, version, paired, now, check)
+                check = extended(store, version, paired, now, check, settings)
                 store.save_check(check, runbook_versions, advance)
         except Exception as error:
             log.error("check.failed", model=version.model, version=version.version, error=str(error), exc_info=True)
@@ -110,8 +111,9 @@ def prepare(
 ) -> tuple[Check, Advance | None]:
     """A check, and the step of the evidence that is to be stored with it; None where there was no new batch.
 
-    Windows are taken in once each, in order, batch by batch. The check speaks of the newest batch. Windows of the
-    reference itself are never compared with it.
+    Windows are taken in once each, in order, batch by batch. The check speaks of the newest batch; where a slot of the
+    reference, and not the whole, is what that was compared with, the note says so. Windows of the reference itself are
+    never compared with it.
     """
     began = time.monotonic()
     empty = _blank(version, now)
@@ -134,10 +136,8 @@ def prepare(
 
     def tested(batch: Batch) -> Measured:
         current = store.summaries(version.id, batch.start, batch.end)
-        hour = hour_of(batch)
-        # The same hour of other days, where the reference covers it: what comes with every morning is no change.
-        before = None if hour is None else store.reference_hour(base.id, hour)
-        before = before or Layered(base.summaries, base.effects)
+        slot = matching(base.slots, batch)
+        before = store.reference_slot(base.id, slot) if slot else Layered(base.summaries, base.effects)
         agents = store.agents(version.id, batch.start, batch.end)
         return measure(probes, before.summaries, current, settings, before.effects, batch.n / batch.windows, agents)
 
@@ -152,15 +152,17 @@ def prepare(
         batch = state.last  # nothing new: the same is said again
         measured = tested(batch)
     results, inputs_moved = judge(measured, evidence, batch.days, settings)
+    slot = matching(base.slots, batch)
+    told = {"compared_with": str(slot or "the whole reference")}
     findings = tuple(
-        replace(finding, details=finding.details | {"alarm_evidence": evidence[finding.test].level / limit})
+        replace(finding, details=finding.details | told | {"alarm_evidence": evidence[finding.test].level / limit})
         for finding in (*conclude(results, inputs_moved), *judge_fleet(measured, evidence["fleet"], settings))
     )
     check = replace(
         empty,
         finished_at=now + timedelta(seconds=time.monotonic() - began),
         status="findings" if findings else "ok",
-        note="; ".join(measured.left_out),
+        note="; ".join([*([f"compared with {slot}"] if slot else []), *measured.left_out]),
         window_start=batch.start,
         window_end=batch.end,
         n=batch.n,

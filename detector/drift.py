@@ -9,21 +9,20 @@ channel that is zero for nine requests in ten is not judged by its zeros alone.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import ncx2
 
 from agent.summary import Summary
 from agent.summary.histogram import Floats, Ints
 from detector.bins import bin_count, common_bins, merge_sparse, totals, wasserstein
 from detector.proportions import share_shift, share_shift_given
 from detector.shares import fraction_shift
+from detector.values import chi_squared, rank_shift
 
-REFERENCE_RISK = 0.001
+REFERENCE_RISK = 0.05
 """Chance, per channel, that the reference's own error is larger than checks allow for."""
-PARTS = ("share of zeros", "values", "active fraction")
+PARTS = ("share of zeros", "values", "rank of the values", "active fraction")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -35,13 +34,11 @@ class Drift:
     p_value: Floats
     effect: Floats
     """Cohen's omega of the part that decides, less what chance contributes; symmetric in the samples, 0 to 2. For the
-    active fraction: the shift of its mean in standard deviations."""
+    rank and the active fraction: the shift of the mean in standard deviations."""
     part: Ints
     """Index into `PARTS` of the part that decides."""
-    p_zero: Floats
-    p_values: Floats
-    """Of the part that differs from zero."""
-    p_fraction: Floats
+    p_parts: Floats
+    """One by one, in the order of `PARTS`, shape (channels, parts); 1 where a part cannot be tested."""
     bins: Ints
     """Bins the values were compared in; fewer than 2 means that they could not be."""
     cells_reference: Floats
@@ -80,7 +77,7 @@ def drift(
     ``reference_risk`` 0 the p-values hold on average over references and windows. For use in every window against one
     and the same reference they must hold given that reference: with a positive ``reference_risk`` they do, but for
     references that err in a channel by more than is exceeded with that probability. The reference is then taken as it
-    is, and the null is widened, once, by what its finite size may hide; see `tolerance`.
+    is, and the null is widened, once, by what its finite size may hide; see `detector.values.tolerance`.
 
     Raises ValueError where the channel counts differ or an argument is out of range.
 
@@ -110,52 +107,25 @@ def drift(
 
     m0, m = n0 - old.zeros, n - new.zeros
     p_counts, q_counts, bins = merge_sparse(*common_bins(old, new, bin_count(m, m0)))
-    statistic, p_values, effect = _chi_squared(p_counts, q_counts, bins, min_effect, divisor, reference_risk)
+    binned = (p_counts, q_counts, bins, min_effect, divisor, reference_risk)
+    parts = (zero, chi_squared(*binned), rank_shift(*binned), fraction)
 
-    parts = np.maximum(zero.testable.astype(np.int64) + (bins >= 2) + fraction.testable, 1)
-    p_parts = np.stack([zero.p_value, p_values, fraction.p_value])
-    part = p_parts.argmin(axis=0)
-    channel = np.arange(len(part))
+    p_parts = np.stack([one.p_value for one in parts], axis=1)
+    part = p_parts.argmin(axis=1)
+    chosen = (part, np.arange(len(part)))
+    testable = np.maximum(sum(one.testable.astype(np.int64) for one in parts), 1)
     return Drift(
-        statistic=np.stack([zero.statistic, statistic, fraction.statistic])[part, channel],
-        p_value=np.minimum(1, parts * p_parts[part, channel]),
-        effect=np.stack([zero.effect, effect, fraction.effect])[part, channel],
+        statistic=np.stack([one.statistic for one in parts])[chosen],
+        p_value=np.minimum(1, testable * p_parts[chosen[::-1]]),
+        effect=np.stack([one.effect for one in parts])[chosen],
         part=part,
-        p_zero=zero.p_value,
-        p_values=p_values,
-        p_fraction=fraction.p_value,
+        p_parts=p_parts,
         bins=bins,
         cells_reference=np.column_stack([old.zeros, p_counts]),
         cells=np.column_stack([new.zeros, q_counts]),
         n=n,
         n_reference=n0,
     )
-
-
-def tolerance(min_effect: float, freedom: Ints, n_reference: Floats, risk: float) -> Floats:
-    """Cohen's omega between the current law and the *observed* reference that a shift of ``min_effect`` may show.
-
-    The reference's counts scatter around its law, so n0 * omega^2 is noncentral chi-squared with ``freedom`` degrees of
-    freedom and noncentrality n0 * min_effect^2; this is its quantile, exceeded with probability ``risk``. It is sharper
-    than the sum of min_effect and sqrt(chi2_{df, 1 - risk} / n0), which assumes that the reference errs straight away
-    from the shift.
-    """
-    size = np.maximum(n_reference, 1.0)
-    length = min_effect * np.sqrt(size)
-    root = np.zeros(len(size))
-    for df in np.unique(freedom):
-        here = freedom == df
-        grid, quantiles = _quantiles(int(df), risk)
-        # Beyond the grid the quantile's root is that of a normal distribution around the noncentrality's root.
-        root[here] = np.interp(length[here], grid, quantiles) + np.maximum(length[here] - grid[-1], 0)
-    return np.asarray(root / np.sqrt(size), np.float64)
-
-
-@cache
-def _quantiles(freedom: int, risk: float) -> tuple[Floats, Floats]:
-    """Roots of the noncentral chi-squared's upper quantiles over roots of its noncentrality."""
-    grid = np.concatenate([np.linspace(0, 8, 65), np.linspace(9, 60, 18)])
-    return grid, np.sqrt(np.asarray(ncx2.isf(risk, freedom, grid**2), np.float64))
 
 
 def normed_wasserstein(reference: Summary, current: Summary, channels: Ints) -> Floats:
@@ -168,47 +138,6 @@ def normed_wasserstein(reference: Summary, current: Summary, channels: Ints) -> 
     unit = np.where(deviation > 1e-9 * size, deviation, np.where(size > 0, size, 1.0))
     distance = wasserstein(reference.mean_histogram, current.mean_histogram, channels)
     return np.asarray(distance / np.where(unit > 0, unit, 1.0), np.float64)
-
-
-def _chi_squared(
-    reference: Floats, current: Floats, bins: Ints, min_effect: float, design_effect: Floats, risk: float
-) -> tuple[Floats, Floats, Floats]:
-    """Statistic, p-value and effect of the binned values; p is 1 where there are fewer than two bins.
-
-    The denominators are the two samples' midpoints, which hold the variance steady away from equality for any ratio
-    of sample sizes (Pearson's pooled denominators reject up to nine times too often at omega = min_effect when the
-    current sample is the larger). With equal sizes this is Pearson's statistic. ``stretch`` carries the boundary from
-    the reference's metric, sum (q - p)^2 / p, in which users state min_effect, to the midpoint metric.
-    """
-    m0, m = reference.sum(axis=1), current.sum(axis=1)
-    p, q = reference / np.maximum(m0, 1)[:, None], current / np.maximum(m, 1)[:, None]
-    squared = (q - p) ** 2
-    middle = (p + q) / 2
-    freedom = np.maximum(bins - 1, 1)
-    if risk:  # given the reference, only the current sample scatters
-        effective = m / design_effect
-        allowed = tolerance(min_effect, freedom, m0 / design_effect, risk)
-    else:
-        effective = m * m0 / np.maximum(m + m0, 1) / design_effect
-        allowed = np.full(len(bins), min_effect)
-    omega = (squared / np.where(middle > 0, middle, 1)).sum(axis=1)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        omega_reference = np.where(squared > 0, squared / p, 0).sum(axis=1)
-        # Chance adds the same to both; without that the ratio is nearer to the boundary's.
-        noise = np.where(effective * omega_reference > 2 * freedom, freedom / np.maximum(effective, 1e-300), 0)
-        stretch = np.where(omega_reference > 0, np.maximum(1, (omega - noise) / (omega_reference - noise)), 1)
-    statistic = effective * omega
-    usable: NDArray[np.bool_] = bins >= 2
-    p_value = np.ones(len(bins))
-    p_value[usable] = ncx2_tail(statistic[usable], freedom[usable], (effective * allowed**2 * stretch)[usable])
-    effect = np.sqrt(np.maximum(omega - (bins - 1) / np.maximum(effective, 1e-300), 0))
-    return np.where(usable, statistic, 0.0), p_value, np.where(usable, effect, 0.0)
-
-
-def ncx2_tail(statistic: Floats, freedom: Ints, noncentrality: Floats) -> Floats:
-    """P(noncentral chi-squared >= statistic), clipped into [0, 1]: far tails may round to just outside."""
-    tail = np.asarray(ncx2.sf(statistic, freedom, noncentrality), np.float64)
-    return np.clip(np.nan_to_num(tail, nan=1.0), 0.0, 1.0)
 
 
 def _divergences(reference: Floats, current: Floats, known: NDArray[np.bool_]) -> tuple[Floats, Floats]:

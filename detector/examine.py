@@ -42,13 +42,17 @@ class Measured:
     """Sentences on layers that could not be compared."""
 
     def e_values(self, family: str) -> dict[str, Floats]:
-        """Per layer and channel, of one of `FAMILIES`; of "fleet" per agent, see `detector.fleet.e_values`."""
+        """Per layer, of one of `FAMILIES`: shape (channels,), or (channels, parts) for drift.
+
+        Of "fleet" per agent, see `detector.fleet.e_values`.
+        """
         if family == "fleet":
             return fleet.e_values(Evidence(), self.fleet)
         if family == "dead":
             return {name: np.minimum(result.e_value, MAX_E) for name, result in self.deaths.items()}
-        tests: Mapping[str, Drift | Explosion] = self.drifts if family == "drift" else self.explosions
-        return {name: calibrate(result.p_value) for name, result in tests.items()}
+        if family == "drift":
+            return {name: calibrate(result.p_parts) for name, result in self.drifts.items()}
+        return {name: calibrate(result.p_value) for name, result in self.explosions.items()}
 
 
 def measure(
@@ -174,6 +178,6 @@ def _inputs_moved(measured: Measured, evidence: Evidence, rate: float) -> bool:
     """A test of the inputs alone, which is sharper than one among all layers; it only helps to tell the cause."""
     inputs = [probe.name for probe in measured.probes if probe.kind == "input"]
     now = reject_together({name: measured.drifts[name].p_value for name in inputs}, CAUSE_LEVEL)
-    newest = {name: calibrate(measured.drifts[name].p_value) for name in inputs}
+    newest = {name: e for name, e in measured.e_values("drift").items() if name in inputs}
     ever = reject_together_e(channel_e(evidence, newest), rate) if evidence.alarm else {}
     return any(bool(mask.any()) for mask in (*now.values(), *ever.values()))

@@ -1,20 +1,20 @@
-"""Windows merged by layer, with what their differences say of how much they prove; by hour of the day if covered."""
+"""Windows merged by layer, with what their differences say of how much they prove."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, timedelta
+
+import structlog
 
 from agent.summary import Summary, merge
-from detector.batches import Batch, Span
+from detector.batches import Span
 from detector.design_effect import DesignEffect, Estimator
 
-HOUR_REQUESTS = 1000
-HOUR_WINDOWS = 3
-"""What an hour of the day needs for a reference of its own."""
-LEAST_SPAN = timedelta(hours=24)
-"""A reference that is shorter has seen no hour but in passing, and none again."""
+log = structlog.get_logger()
+PROGRESS_SECONDS = 10.0
+"""Between two lines in the log on a long reading."""
 
 Windows = Iterable[Mapping[str, Summary]]
 
@@ -43,26 +43,30 @@ def layered(windows: Callable[[], Windows]) -> Layered:
     return Layered(merged, {name: estimator.result() for name, estimator in estimators.items()})
 
 
-def hours(spans: Sequence[Span]) -> dict[int, list[Span]]:
-    """The windows of each hour of the day (UTC) that has enough of them; windows across a full hour belong to none.
+class Reader:
+    """Layers groups of stored windows, one group at a time, and logs how far a long reading has come.
 
-    Empty where the spans cover less than `LEAST_SPAN`.
+    A window is read again rather than kept, twice for every group that it is in: a day of a large model's windows is
+    larger than memory.
     """
-    if not spans or max(span.end for span in spans) - spans[0].start < LEAST_SPAN:
-        return {}
-    found: dict[int, list[Span]] = {}
-    for span in spans:
-        if (hour := hour_of(span)) is not None:
-            found.setdefault(hour, []).append(span)
-    return {
-        hour: inside
-        for hour, inside in sorted(found.items())
-        if len(inside) >= HOUR_WINDOWS and sum(span.n for span in inside) >= HOUR_REQUESTS
-    }
 
+    def __init__(
+        self,
+        read: Callable[[Span], Mapping[str, Summary]],
+        to_read: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """``read`` gives a window's summaries by layer; ``to_read`` is how many windows all groups have together."""
+        self._read, self._clock = read, clock
+        self._reads, self._all_reads, self._told = 0, 2 * to_read, clock()
 
-def hour_of(span: Span | Batch) -> int | None:
-    """The hour of the day, UTC, in which a span lies; None where it lies in several."""
-    start, last = span.start.astimezone(UTC), (span.end - timedelta(microseconds=1)).astimezone(UTC)
-    same = (start.date(), start.hour) == (last.date(), last.hour)
-    return start.hour if same else None
+    def layered(self, group: Sequence[Span]) -> Layered:
+        """Of one group, in order of time; raises ValueError where a layer's widths differ."""
+        return layered(lambda: map(self._next, group))
+
+    def _next(self, span: Span) -> Mapping[str, Summary]:
+        if (now := self._clock()) - self._told >= PROGRESS_SECONDS:
+            self._told = now
+            log.info("reference.progress", windows_read=self._reads, windows_to_read=self._all_reads)
+        self._reads += 1
+        return self._read(span)

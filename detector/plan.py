@@ -14,8 +14,9 @@ import numpy as np
 from agent.summary.histogram import Floats, Ints
 from detector.bins import bin_count
 from detector.dead import DORMANT_FALL, clopper_pearson_lower, requests_needed
-from detector.drift import REFERENCE_RISK, ncx2_tail, tolerance
+from detector.drift import PARTS, REFERENCE_RISK
 from detector.sequential import calibrate, threshold
+from detector.values import ncx2_tail, tolerance
 
 RUNS, HORIZON = 300, 60
 """Simulated streams, and windows of each; a delay beyond the horizon is taken to be endless."""
@@ -24,8 +25,6 @@ SIZES = tuple(int(round(100 * 1.5**i, -1)) for i in range(14))
 REFERENCES = tuple(int(round(200 * 1.35**i, -2)) for i in range(1, 26))
 UNLIMITED = 1e8
 """Requests of a reference that hides nothing."""
-PARTS = 2
-"""Parts of the drift test that a typical channel has, which its p-value pays for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +83,9 @@ class Plan:
 
 
 def plan(question: Question) -> Plan:
-    """Answers; about a second, the same for the same question.
+    """Answers for a shift of any shape; about a second, the same for the same question.
+
+    A shift that moves all values up or down is found sooner, by its ranks.
 
     >>> answer = plan(Question(requests_per_second=10, effect=0.5))
     >>> answer.minutes < 10
@@ -119,7 +120,7 @@ def delays(question: Question, n: int, reference: float) -> tuple[float, float]:
     p = ncx2_tail(
         statistic, np.broadcast_to(freedom, statistic.shape), np.full(statistic.shape, effective * tolerated**2)
     )
-    return _first_alarm(calibrate(np.minimum(1, PARTS * p)), question, n)
+    return _first_alarm(calibrate(p), question, n)
 
 
 def dead_requests(question: Question) -> float:
@@ -178,7 +179,7 @@ def _references(question: Question) -> tuple[float, float]:
 def _first_alarm(e_values: Floats, question: Question, n: int) -> tuple[float, float]:
     """``e_values`` has shape (windows, runs)."""
     days = n / question.requests_per_second / 86_400
-    limit = threshold(question.false_page_days) * question.layers * question.channels
+    limit = threshold(question.false_page_days) * question.layers * question.channels * len(PARTS)
     evidence, alarm = np.zeros(e_values.shape[1]), np.full(e_values.shape[1], inf)
     for window, e in enumerate(e_values, start=1):
         evidence = np.minimum((evidence + days) * e, limit)

@@ -14,7 +14,7 @@ from agent.summary.histogram import Ints
 from agent.wire import Probe
 from detector import evidence
 from detector.dead import Dead
-from detector.drift import Drift, normed_wasserstein
+from detector.drift import PARTS, Drift, normed_wasserstein
 from detector.explosion import Explosion
 from detector.finding import Cause, ChannelEvidence, Finding, Severity, Test
 
@@ -216,9 +216,7 @@ def _drift_finding(layer: LayerResult, drifted: Mask) -> Finding:
             "psi": psi,
             "jensen_shannon": jensen_shannon,
             "wasserstein_normed": float(distance[0]),
-            "p_zero": float(result.p_zero[first]),
-            "p_values": float(result.p_values[first]),
-            "p_fraction": float(result.p_fraction[first]),
+            "p_parts": dict(zip(PARTS, result.p_parts[first].tolist(), strict=True)),
             "mean": float(layer.current.mean[first]),
             "mean_reference": float(layer.reference.mean[first]),
         },

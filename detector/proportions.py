@@ -18,21 +18,21 @@ NORMAL_COUNT = 100.0
 
 
 @dataclass(frozen=True, slots=True)
-class ShareShift:
-    """Arrays of shape (channels,)."""
+class Shift:
+    """How far one aspect of the channels has shifted, and how surely; arrays of shape (channels,)."""
 
     statistic: Floats
-    """Squared z; Pearson's chi-squared statistic with Yates' correction where ``min_effect`` is 0."""
+    """Squared z, or chi-squared."""
     p_value: Floats
     effect: Floats
     """Cohen's omega, after subtracting what chance alone contributes."""
     testable: NDArray[np.bool_]
-    """Whether both outcomes occurred at all."""
+    """Whether the data can tell anything; p is 1 where they cannot."""
 
 
 def share_shift(
     k: Counts, n: Counts, k_reference: Counts, n_reference: Counts, min_effect: Floats | float = 0.0
-) -> ShareShift:
+) -> Shift:
     """Tests H0: the share k/n is within ``min_effect`` (Cohen's omega) of the reference's share.
 
     The null's boundary is q = p ± min_effect * sqrt(p (1 - p)). Both samples' variances are taken at the estimate
@@ -60,7 +60,7 @@ def share_shift(
     rare = testable & (total < RARE_SHARE * size)
     p_value[rare] = np.minimum(1, 2 * _conditional(x[rare], total[rare], m[rare], n0[rare], p_null[rare], q_null[rare]))
 
-    return ShareShift(
+    return Shift(
         statistic=np.where(testable, z**2, 0.0),
         p_value=np.where(testable, p_value, 1.0),
         effect=np.where(testable, _effect(p, q, size / (safe_n * safe_n0)), 0.0),
@@ -70,7 +70,7 @@ def share_shift(
 
 def share_shift_given(
     k: Counts, n: Counts, k_reference: Counts, n_reference: Counts, min_effect: float, risk: float
-) -> ShareShift:
+) -> Shift:
     """`share_shift` for one given reference: H0 is a share within ``min_effect`` of what the reference's may be.
 
     That is Wilson's interval of the reference's share, left out with probability ``risk``. Against its ends the test is
@@ -92,7 +92,7 @@ def share_shift_given(
     p_value = np.where(bound >= 1, 1.0, ndtr(-z) + ndtr(-z - width))  # the second: as far out on the other side
     exact = testable & (np.minimum(expected, rest) < NORMAL_COUNT) & (bound < 1)
     p_value[exact] = 2 * _upper_tail(x[exact], m[exact], bound[exact])
-    return ShareShift(
+    return Shift(
         statistic=np.where(testable, np.maximum(z, 0) ** 2, 0.0),
         p_value=np.where(testable, np.minimum(1, p_value), 1.0),
         effect=np.where(testable, _effect(p, q, (m + n0) / np.maximum(m * n0, 1e-300)), 0.0),

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import click
 
+from agent.logging import configure
 from detector import offline, reference_choice
 from detector.reference_size import Need
+from detector.slots import WEEKDAY_DATES, counted
 from detector.store import Store, StoreError
 from detector.store.types import ModelVersion, Reference
 
@@ -33,11 +35,19 @@ _effect = click.option(
     help="Smallest shift, Cohen's omega, that it must let show.",
 )
 _tolerated = click.option("--min-effect", default=0.1, show_default=True, help="The detector's --min-effect.")
+_weekday_dates = click.option(
+    "--weekday-dates",
+    default=WEEKDAY_DATES,
+    show_default=True,
+    type=click.IntRange(min=WEEKDAY_DATES),
+    help="Dates that an hour of a weekday needs for a reference of its own; more than there are leave weekdays out.",
+)
 
 
 @click.group("reference", context_settings={"auto_envvar_prefix": "RELUSCOPE_REFERENCE"})
 def command() -> None:
     """What a model version's windows are compared with."""
+    configure("console")  # how far a long reading has come, on stderr
 
 
 @command.command("set")
@@ -48,13 +58,22 @@ def command() -> None:
 @click.option("--to", "end", required=True, help="End of the span.")
 @_effect
 @_tolerated
+@_weekday_dates
 def set_(
-    database_url: str, model: str, version: str | None, start: str, end: str, effect: float, min_effect: float
+    database_url: str,
+    model: str,
+    version: str | None,
+    start: str,
+    end: str,
+    effect: float,
+    min_effect: float,
+    weekday_dates: int,
 ) -> None:
     """Take the windows inside a span of time as the reference."""
     need = _need(effect, min_effect)
     with _session(database_url, model, version) as (store, found):
-        _print([reference_choice.from_windows(store, found, _time(start), _time(end), need)], found)
+        made = reference_choice.from_windows(store, found, _time(start), _time(end), need, weekday_dates)
+        _print([made], found)
 
 
 @command.command("offline")
@@ -86,6 +105,7 @@ def offline_(database_url: str, model: str, version: str | None, file: Path, eff
 )
 @_effect
 @_tolerated
+@_weekday_dates
 def auto(
     database_url: str,
     model: str,
@@ -94,6 +114,7 @@ def auto(
     source: str,
     effect: float,
     min_effect: float,
+    weekday_dates: int,
 ) -> None:
     """Make the reference anew from the first requests, or take over the previous version's."""
     need, now = _need(effect, min_effect), datetime.now(UTC)
@@ -101,7 +122,7 @@ def auto(
         if source == "previous-version":
             made = reference_choice.from_previous(store, found, requests, now)
         else:
-            made = reference_choice.from_first_requests(store, found, requests, now, need)
+            made = reference_choice.from_first_requests(store, found, requests, now, need, weekday_dates)
         _print([made], found)
 
 
@@ -150,7 +171,7 @@ def _time(text: str) -> datetime:
     return parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)
 
 
-_COLUMNS = ("id", "in use", "origin", "from version", "start", "end", "requests", "made at")
+_COLUMNS = ("id", "in use", "origin", "from version", "start", "end", "requests", "slots", "made at")
 
 
 def _print(known: Sequence[Reference], version: ModelVersion) -> None:
@@ -163,6 +184,7 @@ def _print(known: Sequence[Reference], version: ModelVersion) -> None:
             one.start.isoformat(timespec="seconds"),
             one.end.isoformat(timespec="seconds"),
             str(one.n),
+            counted(one.slots),
             one.created_at.isoformat(timespec="seconds"),
         )
         for place, one in enumerate(known)

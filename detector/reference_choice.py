@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Protocol
@@ -11,8 +11,9 @@ from agent.summary import Summary
 from agent.wire import Probe, Window
 from detector.batches import Span, disjoint
 from detector.design_effect import DesignEffect
-from detector.layered import Layered, hours, layered
+from detector.layered import Layered, Reader, layered
 from detector.reference_size import Need, shortfall
+from detector.slots import WEEKDAY_DATES, Slot, covered
 from detector.store.types import ModelVersion, Origin, Reference
 
 
@@ -30,8 +31,8 @@ class ReferenceStore(Protocol):
         n: int,
         summaries: Mapping[str, Summary],
         effects: Mapping[str, DesignEffect],
-        by_hour: Mapping[int, Layered],
-        hours_of: int | None,
+        slots: Iterable[tuple[Slot, Layered]],
+        slots_of: int | None,
     ) -> int: ...
     def previous_version(self, version_id: int) -> ModelVersion | None: ...
     def probes(self, version_id: int) -> list[Probe]: ...
@@ -77,17 +78,22 @@ def from_previous(store: ReferenceStore, version: ModelVersion, requests: int, u
         source.end,
         source.n,
         Layered(source.summaries, source.effects),
-        {},
-        hours_of=source.id,
+        slots_of=source.id,
     )
 
 
 def from_first_requests(
-    store: ReferenceStore, version: ModelVersion, requests: int, until: datetime, need: Need | None = None
+    store: ReferenceStore,
+    version: ModelVersion,
+    requests: int,
+    until: datetime,
+    need: Need | None = None,
+    weekday_dates: int = WEEKDAY_DATES,
 ) -> Reference:
     """Makes a reference of the first ``requests`` requests; raises NoReference where there are fewer.
 
-    With ``need`` it is refused, too, where it would hide the shift that must show.
+    With ``need`` it is refused, too, where it would hide the shift that must show. An hour of a weekday with windows on
+    ``weekday_dates`` dates gets a reference of its own.
     """
     span = _first_spans(store, version, requests, until)
     if span is None:
@@ -96,15 +102,20 @@ def from_first_requests(
             f"{version.model}@{version.version} has {seen} of {requests} requests in closed windows: "
             "wait, or ask for fewer"
         )
-    return _from_spans(store, version, "first_requests", span, need)
+    return _from_spans(store, version, "first_requests", span, need, weekday_dates)
 
 
 def from_windows(
-    store: ReferenceStore, version: ModelVersion, start: datetime, end: datetime, need: Need | None = None
+    store: ReferenceStore,
+    version: ModelVersion,
+    start: datetime,
+    end: datetime,
+    need: Need | None = None,
+    weekday_dates: int = WEEKDAY_DATES,
 ) -> Reference:
     """Makes a reference of the windows inside [start, end]; raises NoReference where there are none.
 
-    With ``need`` it is refused, too, where it would hide the shift that must show.
+    ``need`` and ``weekday_dates`` are as in `from_first_requests`.
     """
     if not start < end:
         raise NoReference(f"the span is empty: {start.isoformat()} to {end.isoformat()}")
@@ -114,7 +125,7 @@ def from_windows(
             f"{version.model}@{version.version} has no requests in windows between "
             f"{start.isoformat()} and {end.isoformat()}"
         )
-    return _from_spans(store, version, "windows", spans, need)
+    return _from_spans(store, version, "windows", spans, need, weekday_dates)
 
 
 def from_offline(
@@ -137,7 +148,7 @@ def from_offline(
     start, end = (datetime.fromtimestamp(at / 1000, UTC) for at in (windows[0].start_ms, windows[-1].end_ms))
     n = max(summary.n for summary in whole.summaries.values())
     _refuse_if_small(n, whole, need)
-    return _save(store, version.id, "offline", version.id, start, end, n, whole, {})
+    return _save(store, version.id, "offline", version.id, start, end, n, whole)
 
 
 def same_probes(a: Sequence[Probe], b: Sequence[Probe]) -> bool:
@@ -159,19 +170,25 @@ def _first_spans(store: ReferenceStore, version: ModelVersion, requests: int, un
 
 
 def _from_spans(
-    store: ReferenceStore, version: ModelVersion, origin: Origin, spans: Sequence[Span], need: Need | None
+    store: ReferenceStore,
+    version: ModelVersion,
+    origin: Origin,
+    spans: Sequence[Span],
+    need: Need | None,
+    weekday_dates: int,
 ) -> Reference:
-    """Of all the windows, and of those of each hour of the day that they cover well enough."""
-
-    def of(chosen: Sequence[Span]) -> Layered:
-        return layered(lambda: (store.summaries(version.id, span.start, span.end) for span in chosen))
-
+    """Of all the windows, and of those of each slot that they cover well enough."""
     spans = disjoint(spans)  # else a short window inside a long one would count twice
-    whole, n = of(spans), sum(span.n for span in spans)
+    groups = covered(spans, weekday_dates)
+    reader = Reader(
+        lambda span: store.summaries(version.id, span.start, span.end), len(spans) + sum(map(len, groups.values()))
+    )
+    whole, n = reader.layered(spans), sum(span.n for span in spans)
     _refuse_if_small(n, whole, need)
-    by_hour = {hour: of(inside) for hour, inside in hours(spans).items()}
+    # Made as they are saved: together the slots of a large model, up to 192 times the whole, would not fit in memory.
+    slots = ((slot, reader.layered(inside)) for slot, inside in groups.items())
     start, end = spans[0].start, max(span.end for span in spans)
-    return _save(store, version.id, origin, version.id, start, end, n, whole, by_hour)
+    return _save(store, version.id, origin, version.id, start, end, n, whole, slots)
 
 
 def _refuse_if_small(n: int, whole: Layered, need: Need | None) -> None:
@@ -188,10 +205,10 @@ def _save(
     end: datetime,
     n: int,
     whole: Layered,
-    by_hour: Mapping[int, Layered],
-    hours_of: int | None = None,
+    slots: Iterable[tuple[Slot, Layered]] = (),
+    slots_of: int | None = None,
 ) -> Reference:
-    store.save_reference(version_id, origin, source, start, end, n, whole.summaries, whole.effects, by_hour, hours_of)
+    store.save_reference(version_id, origin, source, start, end, n, whole.summaries, whole.effects, slots, slots_of)
     saved = store.reference(version_id)
     if saved is None:
         raise NoReference(f"the reference of model version {version_id} vanished as it was saved")

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from detector.design_effect import DesignEffect, worst
-from detector.drift import REFERENCE_RISK, tolerance
+from detector.drift import REFERENCE_RISK
+from detector.values import tolerance
 
 
 @dataclass(frozen=True, slots=True)

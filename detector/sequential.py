@@ -1,12 +1,13 @@
 """Evidence over time: an alarm budget for ever, instead of a p-value per check.
 
-Every channel of every layer has an e-Shiryaev-Roberts process of its own. In a window of ``d`` days with e-value ``e``,
+Every channel of every layer has an e-Shiryaev-Roberts process of its own, or one for each part of its test. In a window
+of ``d`` days with e-value ``e``,
 
     R <- (R + d) * e,
 
-and a model's level in one test family is the mean over layers of the mean over the layer's channels,
+and a model's level in one test family is the mean over layers of the mean over the layer's processes,
 
-    M = mean_l mean_c R.
+    M = mean_l mean_r R.
 
 Where each window's e-values have expectation at most 1 under no change, given all windows before, R is expected to
 grow by at most ``d``, and so is every mean of such processes, however the channels depend on each other: M less the
@@ -15,6 +16,7 @@ at most t / A, and with a restart after every alarm at most t / A false alarms a
 
 The mean is taken over the processes and not over each window's e-values. A single shifted channel of a thousand then
 pays the factor 1 000 once; a mean of e-values would ask it of every window, and never see a shift that is not enormous.
+For the same reason the parts of a channel's test are not joined to one p-value in every window.
 
 Time is counted in days, so the threshold is the budget itself and needs no length of window: irregular, joined and
 missing windows are all right. The same windows must never be used twice, and the reference must stay as it is.
@@ -34,6 +36,8 @@ from agent.summary.histogram import Floats
 
 FAMILIES = ("drift", "dead", "explosion", "fleet")
 """Test families that alarm on their own; each has a part of the budget. The groups of "fleet" are agents."""
+SHARES = len(FAMILIES) + 1
+"""Parts of the budget: one for each family, and one for all paired tests together."""
 MAX_E = 1e15
 """Largest e-value of one window. Two such windows exceed any sensible budget; no p-value is exact further out."""
 CEILING = 10.0
@@ -45,29 +49,30 @@ class Evidence:
     """One test family's evidence against one model version since it began to count."""
 
     layers: Mapping[str, Floats] = field(default_factory=dict)
-    """R per channel, in days; shape (channels,) each. Of "fleet": per agent, of its layers and scalars."""
+    """R per process, in days; shape (channels,) or (channels, parts) each. Of "fleet": per agent, of its layers and
+    scalars."""
     days: float = 0.0
     """Days of windows since the start, or since the end of the last alarm."""
     alarm: bool = False
 
     @property
     def level(self) -> float:
-        """M, in days: the mean over layers of the mean over channels."""
-        means = [float(values.mean()) for values in self.layers.values() if len(values)]
+        """M, in days: the mean over layers of the mean over their processes."""
+        means = [float(values.mean()) for values in self.layers.values() if values.size]
         return sum(means) / len(means) if means else 0.0
 
 
-def threshold(false_page_days: float, families: int = len(FAMILIES)) -> float:
-    """A, in days, so that ``families`` detectors together page falsely at most once in ``false_page_days``.
+def threshold(false_page_days: float, shares: int = SHARES) -> float:
+    """A, in days, so that ``shares`` detectors together page falsely at most once in ``false_page_days``.
 
     Raises ValueError where either is not positive.
 
-    >>> threshold(90, families=4)
-    360.0
+    >>> threshold(90, shares=3)
+    270.0
     """
-    if not false_page_days > 0 or families < 1:
-        raise ValueError(f"false_page_days must be positive and families at least 1: {false_page_days}, {families}")
-    return families * float(false_page_days)
+    if not false_page_days > 0 or shares < 1:
+        raise ValueError(f"false_page_days must be positive and shares at least 1: {false_page_days}, {shares}")
+    return shares * float(false_page_days)
 
 
 def calibrate(p_value: Floats, largest: float = MAX_E) -> Floats:
@@ -83,8 +88,8 @@ def calibrate(p_value: Floats, largest: float = MAX_E) -> Floats:
 def advance(before: Evidence, e_values: Mapping[str, Floats], days: float, limit: float) -> Evidence:
     """Takes in one window of ``days`` days; ``limit`` is `threshold`'s A.
 
-    A layer that this window lacks, or that has another width than before, stays as it was but for the time; one that
-    was not there before starts at zero. An alarm holds until the level is below ``limit`` again; then all starts anew.
+    A layer that this window lacks stays as it was but for the time; one that was not there before, or had another
+    shape, starts at zero. An alarm holds until the level is below ``limit`` again; then all starts anew.
     Raises ValueError where ``days`` or ``limit`` is not positive, or an e-value is negative or NaN.
     """
     if not days > 0 or not limit > 0:
@@ -93,9 +98,10 @@ def advance(before: Evidence, e_values: Mapping[str, Floats], days: float, limit
     for name, values in e_values.items():
         if not (values >= 0).all():
             raise ValueError(f"an e-value of layer {name} is negative or not a number")
-        waiting = layers.get(name, np.full(len(values), days))
-        if len(waiting) == len(values):
-            layers[name] = waiting * np.minimum(values, MAX_E)
+        waiting = layers.get(name)
+        if waiting is None or waiting.shape != values.shape:
+            waiting = np.full(values.shape, days)
+        layers[name] = waiting * np.minimum(values, MAX_E)
     after = Evidence(layers, before.days + days, before.alarm)
     level = after.level
     if before.alarm and level < limit:
@@ -120,12 +126,14 @@ def channel_e(evidence: Evidence, e_values: Mapping[str, Floats]) -> dict[str, F
     """One e-value per channel for the list of channels: half from the newest window, half from all since the start.
 
     R / days is an e-value at any given time, as is the newest window's, and so is their mean; a strong shift shows in
-    the first half at once, a weak one in the second after a while. Layers that ``e_values`` lacks are left out.
+    the first half at once, a weak one in the second after a while. The parts of a channel are averaged. Layers that
+    ``e_values`` lacks are left out.
     """
     days = max(evidence.days, 1e-9)
     mixed: dict[str, Floats] = {}
     for name, newest in e_values.items():
         known = evidence.layers.get(name)
-        past = known / days if known is not None and len(known) == len(newest) else np.zeros_like(newest)
-        mixed[name] = (newest + past) / 2
+        past = known / days if known is not None and known.shape == newest.shape else np.zeros_like(newest)
+        both = (newest + past) / 2
+        mixed[name] = both if both.ndim == 1 else both.mean(axis=1)
     return mixed

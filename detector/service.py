@@ -46,7 +46,6 @@ class Settings:
     group: str
     host: str
     port: int
-    check_interval: float
     retention_days: int
     api_version: ApiVersion
     checks: check.CheckSettings
@@ -85,9 +84,10 @@ class Service:
         """Serves until ``stop`` is set; raises RunbookError where a registered runbook's text differs."""
         self.http.start()
         log.info("service.listening", host=self._settings.host, port=self.http.port)
+        every = self._settings.checks.check_interval
         jobs = (
             Job("maintain", MAINTENANCE_SECONDS, self._maintain),
-            Job("check", self._settings.check_interval, self._check, first_after=self._settings.check_interval),
+            Job("check", every, self._check, first_after=every),
             Job("metrics", METRICS_SECONDS, self._refresh),
         )
         schedule = Schedule(jobs, self._job_failed)
@@ -215,6 +215,7 @@ _CHECK_HELP = {
     "reference_requests": "First requests of a deployment that become its reference.",
     "min_active_rate": "Channels active more seldom in the reference are not called dead.",
     "grace_seconds": "How long after its end a window may still grow.",
+    "check_interval": "Seconds between checks.",
     "explosion_factor": "Growth over the reference's largest value that counts as an explosion.",
     "fleet_effect": "Standard deviations of the reference up to which one pod may differ from the others.",
     "fleet_requests": "Requests of a pod in a batch from which on it is compared with the others.",
@@ -224,7 +225,7 @@ _CHECK_HELP = {
     "min_sqnr_db": "Layers below this signal-to-noise ratio against the reference model lost their signal.",
     "min_compared": "Compared requests from which on a low SQNR at an output alone is a finding.",
     "max_mismatch": "Share of requests whose output may differ from the CPU's or the served one.",
-    "paired_level": "Chance that a paired test of a check errs.",
+    "paired_level": "Chance that the test of a holdout errs; that of other paired tests is the alarm budget's.",
     "paired_seconds": "Comparisons older than this are not looked at.",
     "holdout_seconds": "How long a holdout's result counts after agents said it last (--holdout-repeat-seconds).",
 }
@@ -245,7 +246,6 @@ def _check_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--group", default="reluscope-detector", help="Consumer group, the same for all replicas.")
 @click.option("--host", default="127.0.0.1", help="Address for metrics, runbooks and the webhook.")
 @click.option("--port", default=8500, type=click.IntRange(0, 65535), help="0 takes any free port.")
-@click.option("--check-interval", default=60.0, type=click.FloatRange(0.1, 86_400), help="Seconds between checks.")
 @click.option("--retention-days", default=30, type=click.IntRange(1, 500_000), help="How long windows are kept.")
 @click.option("--kafka-api-version", callback=_api_version, help="Such as 2.3; the broker is asked where not given.")
 @click.option("--log-format", default="console", type=click.Choice(["console", "json"]))
@@ -257,7 +257,6 @@ def command(
     group: str,
     host: str,
     port: int,
-    check_interval: float,
     retention_days: int,
     kafka_api_version: ApiVersion,
     log_format: Format,
@@ -268,7 +267,7 @@ def command(
     paired = {field.name: checks.pop(field.name) for field in fields(PairedSettings)}
     try:
         settings = Settings(
-            database_url, bootstrap_servers, topic, group, host, port, check_interval, retention_days,
+            database_url, bootstrap_servers, topic, group, host, port, retention_days,
             kafka_api_version, check.CheckSettings(**checks), PairedSettings(**paired),
         )  # fmt: skip
         service = Service(settings, lambda: datetime.now(UTC))

@@ -31,6 +31,8 @@ class CheckSettings:
     """Standard deviations of the reference up to which an agent may differ from the others."""
     fleet_requests: int = 30
     """Requests in a batch that an agent needs to be compared with the others."""
+    check_interval: float = 60.0
+    """Seconds between checks."""
     active_seconds: float = 3600.0
     """Versions without a window for this long are not checked any more."""
 
@@ -48,6 +50,7 @@ class CheckSettings:
             "explosion_factor": self.explosion_factor > 1,
             "fleet_effect": self.fleet_effect > 0,
             "fleet_requests": self.fleet_requests >= 1,
+            "check_interval": 0.1 <= self.check_interval <= 86_400,
             "active_seconds": self.active_seconds > 0,
         }
         wrong = [f"{name} = {getattr(self, name)}" for name, good in bounds.items() if not good]

@@ -12,7 +12,7 @@ from scipy.special import ndtr, ndtri
 
 from agent.summary import Summary
 from agent.summary.histogram import Floats
-from detector.proportions import ShareShift
+from detector.proportions import Shift
 
 MIN_ACTIVE = 50.0
 """Active requests, after the design effect, that each side must have for the mean's normal approximation."""
@@ -24,7 +24,7 @@ def fraction_shift(
     min_effect: float,
     design_effect: Floats | float = 1.0,
     reference_risk: float = 0.0,
-) -> ShareShift:
+) -> Shift:
     """Tests H0: the mean active fraction is within ``min_effect`` standard deviations of the reference's. Two-sided.
 
     Not testable where a request's fraction can only be 0 or 1, as in dense layers: there it says no more than the share
@@ -53,7 +53,7 @@ def fraction_shift(
     z, margin = np.abs(mean - mean0) / safe, (min_effect * unit + allowed) / safe
     noise = (1 / n0 + 1 / n) * design_effect
     distance = np.abs(mean - mean0) / np.where(testable, unit, 1.0)
-    return ShareShift(
+    return Shift(
         statistic=np.where(testable, z**2, 0.0),
         p_value=np.where(testable, np.minimum(1, ndtr(margin - z) + ndtr(-margin - z)), 1.0),
         effect=np.where(testable, np.sqrt(np.maximum(distance**2 - noise, 0)), 0.0),

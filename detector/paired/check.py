@@ -10,10 +10,11 @@ from typing import Protocol
 from agent.summary.histogram import Ints
 from agent.wire import Probe
 from detector.finding import Cause, Check
-from detector.paired.groups import Group, PairedSettings, agreement, groups
+from detector.paired.groups import Group, PairedSettings, agreement, groups, request_level
 from detector.paired.mismatch import mismatch
 from detector.paired.quantization import quantization
 from detector.paired.verdict import Verdict, with_channels
+from detector.settings import CheckSettings
 from detector.store.types import AgentComparison, ModelVersion
 
 
@@ -27,8 +28,17 @@ class ComparisonStore(Protocol):
     def probes(self, version_id: int) -> list[Probe]: ...
 
 
+TESTS = 2
+"""Of a group at most: top-1 agreement and accuracy."""
+
+
 def extended(
-    store: ComparisonStore, version: ModelVersion, settings: PairedSettings, now: datetime, check: Check
+    store: ComparisonStore,
+    version: ModelVersion,
+    settings: PairedSettings,
+    now: datetime,
+    check: Check,
+    budget: CheckSettings,
 ) -> Check:
     """``check`` with what the comparisons of the lookback say, and its status where they make findings."""
     since = now - timedelta(seconds=settings.paired_seconds)
@@ -36,7 +46,8 @@ def extended(
     found = groups(store.comparisons(version.id, since, now, holdouts_since))
     if not found:
         return check
-    verdicts = judge(found, _output(store.probes(version.id)), settings)
+    level = request_level(budget, TESTS * len(found))
+    verdicts = judge(found, _output(store.probes(version.id)), settings, level)
     findings = tuple(
         with_channels(one, *store.channel_activity(one.of, one.finding.layer), settings.paired_level)
         for one in verdicts
@@ -49,10 +60,15 @@ def extended(
     )
 
 
-def judge(found: Sequence[Group], output: Probe, settings: PairedSettings) -> list[Verdict]:
-    """The verdicts on all groups; ``output`` is the layer to name where no compared layer explains a difference."""
+def judge(found: Sequence[Group], output: Probe, stated: PairedSettings, level: float) -> list[Verdict]:
+    """The verdicts on all groups; ``output`` is the layer to name where no compared layer explains a difference.
+
+    Requests are tested at ``level``, by every check anew; a holdout, which is run once for a deployment, at the level
+    that is ``stated``.
+    """
     verdicts: list[Verdict] = []
     for group in found:
+        settings = stated if group.total.kind == "holdout" else replace(stated, paired_level=level)
         if group.total.kind in ("reference_model", "holdout"):
             # A holdout's baseline is the labels' file; its reference is the model that stood beside the served one.
             beside = group.total.reference if group.total.kind == "holdout" else group.total.baseline

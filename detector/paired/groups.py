@@ -10,6 +10,8 @@ from functools import reduce
 
 from agent.wire import Comparison, cosine, merge, sqnr_db
 from detector.finding import Agreement, ProbeAgreement
+from detector.sequential import SHARES
+from detector.settings import CheckSettings
 from detector.store.types import AgentComparison
 
 
@@ -28,7 +30,7 @@ class PairedSettings:
     max_mismatch: float = 0.001
     """Share of requests whose output may differ beyond the agent's tolerance."""
     paired_level: float = 0.001
-    """Chance that a paired test of a check errs."""
+    """Chance that the test of a holdout errs, once for a deployment; false discovery rate of the channels listed."""
     paired_seconds: float = 3600.0
     """Comparisons older than this are not looked at."""
     holdout_seconds: float = 10800.0
@@ -53,6 +55,16 @@ class PairedSettings:
         wrong = [f"{name} = {getattr(self, name)}" for name, good in bounds.items() if not good]
         if wrong:
             raise ValueError(f"paired settings out of range: {', '.join(wrong)}")
+
+
+def request_level(settings: CheckSettings, tests: int) -> float:
+    """Chance that one of ``tests`` paired tests of requests may err in one check, so that the alarm budget is kept.
+
+    Checks overlap in what they look at, so no more than the sum of their levels is promised: all the checks of
+    ``settings.false_page_days`` together have one share of one false page.
+    """
+    checks = settings.false_page_days * 86_400 / settings.check_interval
+    return min(0.5, 1 / (SHARES * max(checks, 1.0) * max(tests, 1)))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -12,7 +12,9 @@ import numpy as np
 from agent.summary import Summary
 from agent.wire import Probe
 from detector.finding import Check, Finding
+from detector.layered import Layered
 from detector.report.words import Verdict, conclude, in_order
+from detector.slots import Slot, matching
 from detector.store import AlertRow, HistoryPoint, ModelVersion, Reference, Span, StoredCheck
 
 CHECKS = 2000
@@ -32,6 +34,7 @@ class ReportStore(Protocol):
     def spans(self, version_id: int, start: datetime, end: datetime) -> list[Span]: ...
     def summaries(self, version_id: int, start: datetime, end: datetime) -> dict[str, Summary]: ...
     def reference(self, version_id: int) -> Reference | None: ...
+    def reference_slot(self, reference_id: int, slot: Slot) -> Layered: ...
     def checks(self, version_id: int, since: datetime, limit: int) -> list[StoredCheck]: ...
     def history(self, version_id: int, start: datetime, end: datetime) -> list[HistoryPoint]: ...
     def alerts(self, since: datetime) -> list[AlertRow]: ...
@@ -82,6 +85,8 @@ class Report:
     history: tuple[HistoryPoint, ...]
     reference_history: tuple[HistoryPoint, ...]
     """Windows that the reference was made of, as far as they are still kept."""
+    past: Mapping[str, Summary]
+    """Per layer, what the check shown compared with: a slot of the reference, or the whole."""
     current: Mapping[str, Summary]
     """Per layer, over the windows of the check shown, else over the newest `RECENT`."""
     alerts: tuple[AlertRow, ...]
@@ -92,10 +97,6 @@ class Report:
     def latest(self) -> Check | None:
         """The newest check."""
         return self.checks[-1] if self.checks else None
-
-    def before(self, layer: str) -> Summary | None:
-        """The layer's summary in the reference."""
-        return self.reference.summaries.get(layer) if self.reference else None
 
     @property
     def compared(self) -> Check | None:
@@ -129,6 +130,7 @@ def gather(store: ReportStore, model: str, version: str | None, since: datetime,
     if shown is not None and shown.window_start and shown.window_end:
         start, end = shown.window_start, shown.window_end
     current = store.summaries(found.id, start, end)
+    past = _past(store, reference, shown)
     return Report(
         version=found,
         since=since,
@@ -143,6 +145,7 @@ def gather(store: ReportStore, model: str, version: str | None, since: datetime,
         reference_history=(
             tuple(store.history(source.id, reference.start, reference.end)) if reference and source else ()
         ),
+        past=past,
         current=current,
         alerts=tuple(
             sorted(
@@ -150,7 +153,7 @@ def gather(store: ReportStore, model: str, version: str | None, since: datetime,
                 key=lambda a: a.starts_at,
             )
         ),
-        layers=_layers(probes, current, reference, shown),
+        layers=_layers(probes, current, past, shown),
         verdict=conclude(found, since, spans, reference, checks, shown),
     )
 
@@ -171,6 +174,16 @@ def _source(store: ReportStore, version: ModelVersion, reference: Reference | No
         return version
     previous = store.previous_version(version.id)
     return previous if previous and previous.id == reference.source_version_id else None
+
+
+def _past(store: ReportStore, reference: Reference | None, shown: Check | None) -> Mapping[str, Summary]:
+    if reference is None:
+        return {}
+    if shown is not None and shown.reference_id == reference.id and shown.window_start and shown.window_end:
+        slot = matching(reference.slots, Span(shown.window_start, shown.window_end, shown.n))
+        if slot is not None:
+            return store.reference_slot(reference.id, slot).summaries
+    return reference.summaries
 
 
 def active_share(summary: Summary | None) -> float | None:
@@ -201,12 +214,12 @@ def dead_share(check: Check, layer: str) -> float | None:
 
 
 def _layers(
-    probes: Sequence[Probe], current: Mapping[str, Summary], reference: Reference | None, check: Check | None
+    probes: Sequence[Probe], current: Mapping[str, Summary], past: Mapping[str, Summary], check: Check | None
 ) -> tuple[Layer, ...]:
     rows = []
     for probe in probes:
         now = current.get(probe.name)
-        then = reference.summaries.get(probe.name) if reference else None
+        then = past.get(probe.name)
         findings = [f for f in check.findings if f.layer == probe.name] if check else []
         drift = next((f for f in findings if f.test == "drift"), None)
         psi = drift.details.get("psi") if drift else None

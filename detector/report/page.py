@@ -16,6 +16,7 @@ from detector.report.data import Layer, Report, ReportStore, gather
 from detector.report.queries import queries
 from detector.report.timeline import axis_of, multiples, thinned
 from detector.report.words import CAUSES, ago, plural, when
+from detector.slots import counted
 from detector.store import AlertRow
 
 SHAPES = 24
@@ -87,6 +88,7 @@ def render(report: Report) -> str:
         conclusion=_conclusion,
         alerts=[(alert, _link(alert)) for alert in report.alerts],
         causes=CAUSES,
+        counted=counted,
         origins=_ORIGINS,
         queries=queries(report.version, report.since, report.now, report.shown),
         ago=ago,
@@ -98,7 +100,7 @@ def _cards(report: Report) -> list[Card]:
     cards: list[Card] = []
     left = SHAPES
     for finding in report.findings:
-        now, then = report.current.get(finding.layer), report.before(finding.layer)
+        now, then = report.current.get(finding.layer), report.past.get(finding.layer)
         # All agents' values against the reference say little on the same requests on two sides, or on one odd agent.
         by_channel = finding.test not in NOT_BY_CHANNEL
         worst = ([e.channel for e in finding.evidence] or list(finding.channels)) if by_channel else []

@@ -37,13 +37,13 @@ def queries(version: ModelVersion, since: datetime, now: datetime, check: Check 
         ),
         (
             "Findings: dead channels",
-            "SELECT checked_at, layer, channel, label, cause, origin, p_value, n, n_reference, text\n"
+            "SELECT checked_at, layer, channel, label, cause, origin, p_value, n, n_reference, compared_with, text\n"
             f"FROM dead_channels\nWHERE {checked}\nORDER BY checked_at DESC, position, channel;",
         ),
         (
             "Findings: drift and explosion",
             "SELECT checked_at, layer, test, cause, origin, channels_changed, channels_total, effect,\n"
-            "       details ->> 'psi' AS psi, p_value, summary\n"
+            "       details ->> 'psi' AS psi, p_value, details ->> 'compared_with' AS compared_with, summary\n"
             f"FROM drift_findings\nWHERE {checked}\nORDER BY checked_at DESC, position;",
         ),
         (

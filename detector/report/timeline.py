@@ -47,12 +47,13 @@ def thinned(spans: Sequence[tuple[float, float, int]], most: int = 240) -> list[
 def multiples(report: Report, axis: Axis) -> list[Multiple]:
     """Every layer's charts, in graph order."""
     now, then = _by_layer(report.history), _by_layer(report.reference_history)
+    whole = report.reference.summaries if report.reference else {}
     starts = sorted({point.window_start.timestamp() for point in report.history})
     step = min((b - a for a, b in pairwise(starts)), default=60.0)
     slot = max((axis.end - axis.start) / plots.BUCKETS, step)
     rows = []
     for probe in report.probes:
-        points, summary = now.get(probe.name, []), report.before(probe.name)
+        points, summary = now.get(probe.name, []), whole.get(probe.name)
         before = then.get(probe.name, [])
         charts = []
         for what, value, overall, join in _MEASURES:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 
@@ -17,6 +17,7 @@ from detector.finding import Check
 from detector.fleet import Agents
 from detector.layered import Layered
 from detector.runbooks import Runbook
+from detector.slots import Slot
 from detector.store import (
     agents,
     alarms,
@@ -181,24 +182,25 @@ class Store:
         n: int,
         summaries: Mapping[str, Summary],
         effects: Mapping[str, DesignEffect] | None = None,
-        by_hour: Mapping[int, Layered] | None = None,
-        hours_of: int | None = None,
+        slots: Iterable[tuple[Slot, Layered]] = (),
+        slots_of: int | None = None,
     ) -> int:
         """Makes a new active reference in place of the former one, which is kept; its id.
 
-        ``by_hour`` holds the references of hours of the day; ``hours_of`` takes over those of another reference.
+        ``slots`` are the references of its slots. Each is stored before the next is asked for, so that they may be
+        made one by one, by reading from this store too. ``slots_of`` takes over those of another reference.
         """
         with self._database.begin() as connection:
             made = references.save(
                 connection, version_id, origin, source_version_id, start, end, n, Layered(summaries, effects or {})
             )
-            references.save_hours(connection, made, by_hour or {}, hours_of)
+            references.save_slots(connection, made, slots, slots_of)
             return made
 
-    def reference_hour(self, reference_id: int, hour: int) -> Layered | None:
-        """The reference of one hour of the day, UTC; None where it covers too little of it."""
+    def reference_slot(self, reference_id: int, slot: Slot) -> Layered:
+        """The part of a reference that lies in one of its slots; without layers where it does not have the slot."""
         with self._database.begin() as connection:
-            return references.of_hour(connection, reference_id, hour)
+            return references.of_slot(connection, reference_id, slot)
 
     # Checks
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, cast
 
@@ -11,6 +11,7 @@ from sqlalchemy import Connection, RowMapping, insert, literal, select, update
 
 from detector.design_effect import DesignEffect
 from detector.layered import Layered
+from detector.slots import Slot
 from detector.store import locks
 from detector.store.rows import summary_from_row, summary_to_row
 from detector.store.tables import model_references, reference_hours, reference_probes
@@ -25,18 +26,20 @@ def active(connection: Connection, version_id: int) -> Reference | None:
     if row is None:
         return None
     parts = connection.execute(select(reference_probes).where(reference_probes.c.reference_id == row["id"])).mappings()
-    return _reference(row, _read(parts))
+    return _reference(row, _read(parts), _slots(connection, [row["id"]]))
 
 
 def listing(connection: Connection, version_id: int) -> list[Reference]:
     """See `Store.references`."""
     table = model_references.c
-    rows = connection.execute(
+    query = (
         select(model_references)
         .where(table.model_version_id == version_id)
         .order_by(table.created_at.desc(), table.id.desc())
     )
-    return [_reference(row, Layered({}, {})) for row in rows.mappings()]
+    rows = connection.execute(query).mappings().all()
+    slots = _slots(connection, [row["id"] for row in rows])
+    return [_reference(row, Layered({}, {}), slots) for row in rows]
 
 
 def save(
@@ -70,15 +73,14 @@ def save(
     return reference_id
 
 
-def save_hours(
-    connection: Connection, reference_id: int, by_hour: Mapping[int, Layered], copied_from: int | None
+def save_slots(
+    connection: Connection, reference_id: int, slots: Iterable[tuple[Slot, Layered]], copied_from: int | None
 ) -> None:
     """See `Store.save_reference`."""
-    rows = [
-        {"reference_id": reference_id, "hour": hour, **row} for hour, one in by_hour.items() for row in _layers(one)
-    ]
-    if rows:
-        connection.execute(insert(reference_hours), rows)
+    for slot, one in slots:
+        key = {"reference_id": reference_id, "weekday": slot.weekday, "hour": slot.hour}
+        if rows := [{**key, **row} for row in _layers(one)]:
+            connection.execute(insert(reference_hours), rows)
     if copied_from is not None:
         columns = [column for column in reference_hours.c if column.name != "reference_id"]
         source = select(literal(reference_id), *columns).where(reference_hours.c.reference_id == copied_from)
@@ -86,12 +88,24 @@ def save_hours(
         connection.execute(insert(reference_hours).from_select(names, source))
 
 
-def of_hour(connection: Connection, reference_id: int, hour: int) -> Layered | None:
-    """See `Store.reference_hour`."""
+def of_slot(connection: Connection, reference_id: int, slot: Slot) -> Layered:
+    """See `Store.reference_slot`."""
     table = reference_hours.c
-    query = select(reference_hours).where(table.reference_id == reference_id, table.hour == hour)
-    found = _read(connection.execute(query).mappings())
-    return found if found.summaries else None
+    query = select(reference_hours).where(
+        table.reference_id == reference_id, table.weekday == slot.weekday, table.hour == slot.hour
+    )
+    return _read(connection.execute(query).mappings())
+
+
+def _slots(connection: Connection, reference_ids: Sequence[int]) -> dict[int, tuple[Slot, ...]]:
+    """By reference, ascending; references without slots are absent."""
+    table = reference_hours.c
+    columns = (table.reference_id, table.weekday, table.hour)
+    query = select(*columns).where(table.reference_id.in_(reference_ids)).distinct().order_by(*columns)
+    found: dict[int, tuple[Slot, ...]] = {}
+    for reference_id, weekday, hour in connection.execute(query):
+        found[reference_id] = (*found.get(reference_id, ()), Slot(weekday, hour))
+    return found
 
 
 def _layers(one: Layered) -> list[dict[str, Any]]:
@@ -128,7 +142,7 @@ def _effect(row: RowMapping) -> DesignEffect:
     )
 
 
-def _reference(row: RowMapping, whole: Layered) -> Reference:
+def _reference(row: RowMapping, whole: Layered, slots: Mapping[int, tuple[Slot, ...]]) -> Reference:
     return Reference(
         id=row["id"],
         version_id=row["model_version_id"],
@@ -140,4 +154,5 @@ def _reference(row: RowMapping, whole: Layered) -> Reference:
         created_at=row["created_at"],
         summaries=whole.summaries,
         effects=whole.effects,
+        slots=slots.get(row["id"], ()),
     )

@@ -172,6 +172,7 @@ reference_hours = Table(
     "reference_hours",
     metadata,
     Column("reference_id", Integer, primary_key=True),
+    Column("weekday", SmallInteger, primary_key=True),
     Column("hour", SmallInteger, primary_key=True),
     Column("name", Text, primary_key=True),
     *_summary_columns(),

@@ -13,6 +13,7 @@ from detector.batches import Batch
 from detector.design_effect import DesignEffect
 from detector.finding import Check
 from detector.sequential import Evidence
+from detector.slots import Slot
 
 Origin = Literal["windows", "first_requests", "previous_version", "offline"]
 
@@ -82,6 +83,8 @@ class Reference:
     """By layer; empty in listings."""
     effects: Mapping[str, DesignEffect] = field(default_factory=dict)
     """Design effects by layer; layers of references made before there were any are absent."""
+    slots: tuple[Slot, ...] = ()
+    """What it has references of its own for, hours of any day first; `Store.reference_slot` reads them."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -18,6 +18,7 @@ from detector.design_effect import DesignEffect
 from detector.finding import Check
 from detector.fleet import Agents, of_summary
 from detector.layered import Layered
+from detector.slots import Slot
 from detector.store.types import Advance, AgentComparison, AlarmState, ModelVersion, Origin, Reference
 
 START = datetime(2026, 1, 31, 12, 0, tzinfo=UTC)
@@ -35,7 +36,8 @@ class FakeStore:
     """The same by agent, of windows added by `add_fleet`."""
     saved_references: list[Reference] = field(default_factory=list)
     alarm_states: dict[int, AlarmState] = field(default_factory=dict)
-    hours: dict[int, dict[int, Layered]] = field(default_factory=dict)
+    slots: dict[int, dict[Slot, Layered]] = field(default_factory=dict)
+    """By reference."""
     saved_checks: list[tuple[Check, dict[str, int]]] = field(default_factory=list)
     locked_elsewhere: set[int] = field(default_factory=set)
     superseded: set[int] = field(default_factory=set)
@@ -129,18 +131,21 @@ class FakeStore:
         n: int,
         summaries: Mapping[str, Summary],
         effects: Mapping[str, DesignEffect] | None = None,
-        by_hour: Mapping[int, Layered] | None = None,
-        hours_of: int | None = None,
+        slots: Iterable[tuple[Slot, Layered]] = (),
+        slots_of: int | None = None,
     ) -> int:
         number = len(self.saved_references) + 1
+        self.slots[number] = dict(slots) if slots_of is None else self.slots[slots_of]
         self.saved_references.append(
-            Reference(number, version_id, origin, source_version_id, start, end, n, end, dict(summaries), effects or {})
-        )
-        self.hours[number] = dict(by_hour or self.hours.get(hours_of or 0, {}))
+            Reference(
+                number, version_id, origin, source_version_id, start, end, n, end, dict(summaries), effects or {},
+                tuple(self.slots[number]),
+            )
+        )  # fmt: skip
         return number
 
-    def reference_hour(self, reference_id: int, hour: int) -> Layered | None:
-        return self.hours[reference_id].get(hour)
+    def reference_slot(self, reference_id: int, slot: Slot) -> Layered:
+        return self.slots[reference_id].get(slot, Layered({}, {}))
 
     def alarm_state(self, version_id: int) -> AlarmState | None:
         return self.alarm_states.get(version_id)

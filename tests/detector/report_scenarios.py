@@ -12,7 +12,10 @@ from agent.summary import Summary, empty, from_pooled, merge
 from agent.wire import Probe, ProbeComparison
 from detector.finding import Cause, ChannelEvidence, Check, Finding, Test
 from detector.fleet import compare, findings, of_summary
+from detector.layered import Layered
 from detector.paired import PairedSettings, extended
+from detector.settings import CheckSettings
+from detector.slots import Slot
 from detector.store import AgentComparison, AlertRow, HistoryPoint, ModelVersion, Reference, Span, StoredCheck
 from tests.detector import fakes
 from tests.detector.builders import compared, difference
@@ -39,6 +42,7 @@ class FakeStore:
     done: list[Check] = field(default_factory=list)
     received: list[AlertRow] = field(default_factory=list)
     layers: Sequence[Probe] = PROBES
+    slots: dict[Slot, Layered] = field(default_factory=dict)
 
     def versions(self, since: datetime) -> list[ModelVersion]:
         return [self.version] if self.version and self.windows else []
@@ -69,6 +73,9 @@ class FakeStore:
 
     def reference(self, version_id: int) -> Reference | None:
         return self.active
+
+    def reference_slot(self, reference_id: int, slot: Slot) -> Layered:
+        return self.slots[slot]
 
     def checks(self, version_id: int, since: datetime, limit: int) -> list[StoredCheck]:
         kept = [check for check in reversed(self.done) if check.finished_at >= since][:limit]
@@ -203,7 +210,7 @@ def paired_story() -> FakeStore:
     comparing = fakes.FakeStore()
     comparing.layers[7] = list(PROBES)
     comparing.compared[7] = [AgentComparison(i, agent, body) for i, (agent, body) in enumerate(bodies.items())]
-    store.done[-1] = extended(comparing, VERSION, PairedSettings(), NOW, store.done[-1])
+    store.done[-1] = extended(comparing, VERSION, PairedSettings(), NOW, store.done[-1], CheckSettings())
     return store
 
 

@@ -11,12 +11,15 @@ from agent.wire import BaselineKind, Comparison
 from detector.finding import Finding
 from detector.paired import PairedSettings
 from detector.paired.check import judge
-from detector.paired.groups import agreement, groups, joined
+from detector.paired.groups import agreement, groups, joined, request_level
+from detector.sequential import SHARES
+from detector.settings import CheckSettings
 from detector.store import AgentComparison
 from tests.detector.builders import MINUTE, START, compared, difference, probe
 
 OUTPUT = probe("logits", 9, 10)
 SETTINGS = PairedSettings()
+LEVEL = request_level(CheckSettings(), 2)
 
 
 def of(body: Comparison, agent: str = "agent-a", source: int = 1) -> AgentComparison:
@@ -24,7 +27,7 @@ def of(body: Comparison, agent: str = "agent-a", source: int = 1) -> AgentCompar
 
 
 def find(*comparisons: AgentComparison, **settings: Any) -> list[Finding]:
-    return [verdict.finding for verdict in judge(groups(comparisons), OUTPUT, PairedSettings(**settings))]
+    return [verdict.finding for verdict in judge(groups(comparisons), OUTPUT, PairedSettings(**settings), LEVEL)]
 
 
 def layers(**sqnr_db: float) -> tuple[Any, ...]:
@@ -43,15 +46,15 @@ def test_a_sound_int8_model_raises_nothing() -> None:
 
 
 def test_disagreement_is_localised_to_the_first_layer_that_lost_its_signal() -> None:
-    first, second = find(quantized(291))
+    first, second = find(quantized(282))
     assert (
         first.summary
-        == "conv3: SQNR 8.1 dB against reference.onnx over 312 requests, below 10; top-1 agrees in 291 of 312"
+        == "conv3: SQNR 8.1 dB against reference.onnx over 312 requests, below 10; top-1 agrees in 282 of 312"
     )
     assert (first.layer, first.test, first.cause, first.origin) == ("conv3", "quantization", "quantization_fault", True)
     assert (first.alert, first.severity) == ("ReluscopeQuantizationFault", "warning")
-    assert [first.statistic, first.effect, first.n] == pytest.approx([21, 21 / 312, 312])
-    assert first.p_value < SETTINGS.paired_level
+    assert [first.statistic, first.effect, first.n] == pytest.approx([30, 30 / 312, 312])
+    assert first.p_value < LEVEL
     assert first.details["sqnr_db"] == pytest.approx(8.1)
     assert first.details["disagreement_lower"] > SETTINGS.max_disagreement
     assert (second.layer, second.origin) == ("fc1", False)
@@ -62,6 +65,18 @@ def test_disagreement_is_localised_to_the_first_layer_that_lost_its_signal() -> 
 @pytest.mark.parametrize(("differ", "n", "found"), [(2, 20, False), (8, 20, True), (21, 1000, False), (60, 1000, True)])
 def test_disagreement_must_be_proven_above_its_limit(differ: int, n: int, found: bool) -> None:
     assert bool(find(quantized(n - differ, n))) == found
+
+
+def test_all_checks_of_a_budget_together_have_one_share_of_one_false_page() -> None:
+    settings = CheckSettings(false_page_days=30, check_interval=20)
+    checks = 30 * 86_400 / 20
+    assert checks * 4 * request_level(settings, 4) == pytest.approx(1 / SHARES)
+    assert request_level(CheckSettings(false_page_days=1e-9, check_interval=86_400), 1) <= 0.5
+
+
+def test_requests_tested_by_every_check_need_more_proof_than_a_holdout_that_is_run_once() -> None:
+    assert find(quantized(291)) == []
+    assert find(of(compared(kind="holdout", baseline="holdout.npz", n=312, top1_agree=291, probes=layers(conv2=7))))
 
 
 def test_a_loss_without_a_low_layer_is_told_at_the_output() -> None:

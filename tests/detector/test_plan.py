@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from detector.drift import REFERENCE_RISK, drift
+from detector.drift import PARTS, REFERENCE_RISK, drift
 from detector.plan import Question, delays, plan, sentence
 from detector.plan_command import command
 from detector.sequential import calibrate, threshold
@@ -27,11 +27,11 @@ def test_the_delay_is_that_of_the_drift_test_itself() -> None:
     cell = rng.choice(8, size=(12 * n, 400), p=shares / 8)
     new = 1 + (cell + rng.random(cell.shape)) / 8
     reference, days = summarise(old), n / 10 / 86_400
-    limit = threshold(ASKED.false_page_days) * ASKED.layers * ASKED.channels
+    limit = threshold(ASKED.false_page_days) * ASKED.layers * ASKED.channels * len(PARTS)
     evidence, alarm = np.zeros(400), np.full(400, np.inf)
     for window in range(12):
-        p = drift(reference, summarise(new[window * n : (window + 1) * n]), reference_risk=REFERENCE_RISK).p_values
-        evidence = np.minimum((evidence + days) * calibrate(np.minimum(1, 2 * p)), limit)
+        result = drift(reference, summarise(new[window * n : (window + 1) * n]), reference_risk=REFERENCE_RISK)
+        evidence = np.minimum((evidence + days) * calibrate(result.p_parts[:, PARTS.index("values")]), limit)
         alarm = np.where((evidence >= limit) & np.isinf(alarm), window + 1, alarm)
     assert abs(np.median(alarm) - planned[0]) <= 2
     assert abs(np.quantile(alarm, 0.9) - planned[1]) <= 3

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 import pytest
+import structlog
 from click.testing import CliRunner, Result
 
 from agent.wire import Envelope, ProbeWindow, Window, encode
@@ -31,6 +34,17 @@ from tests.detector.fakes import START, WINDOW, FakeStore, probe, rectified, sum
 
 PROBES = [probe("image", 0, 1, "input"), probe("relu", 1, 8)]
 LATER = START + timedelta(hours=1)
+
+
+@pytest.fixture(autouse=True)
+def logging_as_it_was() -> Iterator[None]:
+    """The command sends the log to the stderr that it has while it runs."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    structlog.reset_defaults()
 
 
 @pytest.fixture
@@ -147,6 +161,26 @@ def test_the_command_sets_from_windows_and_prints_a_table(door: Door) -> None:
     assert "References of digits@1" in result.output
     assert "2026-01-31T12:01:00+00:00" in result.output
     assert [one.n for one in door.saved_references] == [500]
+    assert re.search(r"  500  +none  ", result.output)  # too short for slots
+
+
+def test_the_command_says_which_slots_a_reference_has(door: Door) -> None:
+    version, rng = door.known[1], np.random.default_rng(0)
+    for day in range(14):
+        for minute in range(30):
+            start = START + timedelta(days=1 + day, minutes=minute)
+            door.add_window(version, {"relu": summarise(rectified(rng, 40, 8))}, start)
+    windows = dict(door.windows)
+    result = run("set", "--model", "digits", "--from", "2026-02-01", "--to", "2026-02-15")
+    assert result.exit_code == 0, result.output
+    assert "  1 hour, 7 weekday hours  " in result.output
+    door.windows.update(windows)
+    assert "  1 hour, 7 weekday hours  " in run("show", "--model", "digits").output
+    for arguments in (("set", "--from", "2026-02-01", "--to", "2026-02-15"), ("auto", "--requests", "18000")):
+        door.windows.update(windows)
+        result = run(*arguments, "--model", "digits", "--weekday-dates", "4")
+        assert "  1 hour  " in result.output
+    assert "is not in the range x>=2" in run("auto", "--model", "digits", "--weekday-dates", "1").output
 
 
 def test_the_command_makes_one_from_the_first_requests_and_lists_the_newest_first(door: Door) -> None:

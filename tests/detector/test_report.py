@@ -19,10 +19,12 @@ from agent.summary import from_pooled
 from agent.wire import Deployment, Envelope, Probe, ProbeWindow, Window
 from deploy.local.postgres import psycopg_url
 from detector.finding import Check
+from detector.layered import Layered
 from detector.report import UnknownModel, build_report, plots
 from detector.report.command import command
-from detector.report.data import gather
+from detector.report.data import gather, mean
 from detector.report.queries import queries
+from detector.slots import Slot
 from detector.store import Store
 from tests.detector.report_scenarios import (
     MINUTE,
@@ -86,6 +88,30 @@ def test_says_that_nothing_changed_and_against_what() -> None:
     assert verdict(page).startswith("No change found: The newest 2,400 requests differ")
     assert f"{store.active.n:,} requests of the reference" in verdict(page)
     assert "25 checks ran in this period and found nothing" in page
+
+
+def test_shows_the_slot_of_the_reference_that_the_check_compared_with() -> None:
+    store, saturdays = story("shift"), Slot(6, 11)
+    assert store.active is not None
+    assert "references of its own" not in build(store)
+    rng = np.random.default_rng(1)
+    store.slots = {saturdays: Layered({p.name: activations(rng, p, 4321, shift=3.0) for p in PROBES}, {})}
+    store.active = replace(store.active, slots=(saturdays,))
+    drift = store.done[-1].findings[0]
+    drift = replace(drift, details=drift.details | {"compared_with": str(saturdays)})
+    at = NOW - timedelta(minutes=1)
+    store.done.append(
+        replace(store.done[-1], finished_at=NOW, findings=(drift,), window_start=at - 9 * MINUTE, window_end=at)
+    )
+    page = build(store)
+    assert "with references of its own for 1 weekday hour" in page
+    assert "compared with Saturdays 11:00 UTC" in page
+    report = gather(store, "digits", None, DAY, NOW)
+    means = [layer.mean_reference for layer in report.layers]
+    assert means == [pytest.approx(mean(store.slots[saturdays].summaries[p.name])) for p in PROBES]
+    # A check against an older reference tells nothing of this one's slots.
+    store.done[-1] = replace(store.done[-1], reference_id=2)
+    assert gather(store, "digits", None, DAY, NOW).past == store.active.summaries
 
 
 def test_does_not_hide_a_change_that_is_over() -> None:

@@ -89,13 +89,24 @@ def test_an_alarm_ends_a_few_windows_after_its_cause_and_all_begins_anew() -> No
     assert (evidence.level, evidence.days) == (0.0, 0.0)
 
 
+def test_parts_of_a_channel_have_processes_of_their_own() -> None:
+    """Joined in every window, three idle parts would dilute the fourth each time; apart they do so once."""
+    e = np.tile([3.0, 0.5, 0.5, 0.5], (1, 1))
+    evidence = Evidence()
+    for _ in range(10):
+        evidence = advance(evidence, {"relu": e}, 1.0, 1e12)
+    alone = play(np.full((10, 1), 3.0)).level
+    assert evidence.level == pytest.approx(alone / 4, rel=1e-3)
+    assert channel_e(evidence, {"relu": e})["relu"] == pytest.approx([(e.mean() + evidence.level / 10) / 2])
+
+
 def test_layers_that_come_go_or_change_their_width_raise_nothing() -> None:
     evidence = advance(Evidence(), {"relu": np.array([1.0, 1.0])}, 1.0, 1e6)
     evidence = advance(evidence, {"late": np.array([2.0])}, 1.0, 1e6)
     assert evidence.layers["relu"].tolist() == [2.0, 2.0]
     assert evidence.layers["late"].tolist() == [2.0]
-    evidence = advance(evidence, {"relu": np.full(3, 1e9)}, 1.0, 1e6)
-    assert evidence.layers["relu"].tolist() == [3.0, 3.0]
+    evidence = advance(evidence, {"relu": np.full(3, 0.5)}, 1.0, 1e6)
+    assert evidence.layers["relu"].tolist() == [0.5] * 3
     assert set(channel_e(evidence, {"relu": np.full(3, 2.0)})) == {"relu"}
 
 
@@ -117,6 +128,6 @@ def test_bad_input_is_refused(days: float, limit: float, e: float) -> None:
 
 
 def test_the_threshold_is_the_budget() -> None:
-    assert threshold(90, families=1) == 90
+    assert threshold(90, shares=1) == 90
     with pytest.raises(ValueError, match="must be positive"):
         threshold(0)

@@ -174,10 +174,11 @@ def test_dead_channels_view(store: Store, database_url: str) -> None:
     ]
     assert [(r["p_value"], r["text"], r["runbook_version"]) for r in found] == [(None, None, 4), (1e-12, "NaN", 4)]
     for counts, label in (((2, 0), "newly_dead"), ((0, 2), "dormant"), ((1, 1), None)):
-        finding = replace(DEAD, evidence=(), details=dict(zip(("newly_dead", "dormant"), counts, strict=True)))
+        details = dict(zip(("newly_dead", "dormant"), counts, strict=True)) | {"compared_with": "Mondays 08:00 UTC"}
+        finding = replace(DEAD, evidence=(), details=details)
         saved = store.save_check(check(version_id(store), findings=(finding,)), {})
-        found = rows(database_url, f"SELECT label FROM dead_channels WHERE check_id = {saved}")
-        assert [r["label"] for r in found] == [label, label]
+        found = rows(database_url, f"SELECT label, compared_with FROM dead_channels WHERE check_id = {saved}")
+        assert [(r["label"], r["compared_with"]) for r in found] == [(label, "Mondays 08:00 UTC")] * 2
 
 
 def test_drift_findings_view(store: Store, database_url: str) -> None:

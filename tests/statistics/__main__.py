@@ -16,7 +16,7 @@ from tests.statistics.calibrate import calibrate
 from tests.statistics.exactness import agreements, merging
 from tests.statistics.pages import Page
 from tests.statistics.parallel import cores
-from tests.statistics.run_length import changed_lives, live, quiet_lives
+from tests.statistics.run_length import changed_lives, live, moody_lives, quiet_lives
 from tests.statistics.versus import Sizes, real, synthetic
 
 DELAY_SHARE = 4
@@ -64,7 +64,8 @@ def _calibration(options: argparse.Namespace) -> Page:
 def _run_length(options: argparse.Namespace) -> Page:
     quiet = live(quiet_lives(), options.models, options.windows, options.workers, options.seed)
     models, windows = max(options.models // DELAY_SHARE, 20), min(options.windows, DELAY_WINDOWS)
-    return pages.run_lengths(quiet, live(changed_lives(), models, windows, options.workers, options.seed + 1))
+    moody = live(moody_lives(), models, options.windows, options.workers, options.seed + 2)
+    return pages.run_lengths(quiet, moody, live(changed_lives(), models, windows, options.workers, options.seed + 1))
 
 
 def _exactness(options: argparse.Namespace) -> Page:

@@ -18,9 +18,11 @@ CURVE = 10.0 ** -np.arange(0, 6.25, 0.25)
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """A null case and how often its p-values were at or below each level."""
+    """A null case and how often one test's p-values were at or below each level."""
 
     null: Null
+    what: str
+    """One of the null's columns."""
     rates: tuple[Rate, ...]
     curve: Ints
     """Rejections at the levels of `CURVE`."""
@@ -39,27 +41,32 @@ class _Piece:
 
 
 def calibrate(p_values: int, workers: int, seed: int = 0) -> list[Calibration]:
-    """All cases, with at least so many p-values each."""
+    """All cases and their columns, with at least so many p-values each; parts that a null cannot test are left out."""
     cases = nulls()
     chunks = -(-p_values // CHUNK)
     channels = min(CHUNK, p_values)
     pieces = [_Piece(case, number, channels, seed) for case in range(len(cases)) for number in range(chunks)]
     levels = np.concatenate([LEVELS, CURVE])
-    totals = np.zeros((len(cases), len(levels)), np.int64)
+    totals = [np.zeros((len(case.columns), len(levels)), np.int64) for case in cases]
     for piece, found in zip(pieces, spread("calibration", _rejections, pieces, workers), strict=True):
         totals[piece.case] += found
     trials = chunks * channels
     return [
         Calibration(
             null,
+            what,
             tuple(Rate(level, int(count), trials) for level, count in zip(LEVELS, row, strict=False)),
             row[len(LEVELS) :],
         )
-        for null, row in zip(cases, totals, strict=True)
+        for null, rows in zip(cases, totals, strict=True)
+        for what, row in zip(null.columns, rows, strict=True)
+        if what == null.columns[0] or row[len(LEVELS) + 1]
     ]
 
 
 def _rejections(piece: _Piece) -> Ints:
+    """Shape (columns, levels)."""
     rng = np.random.default_rng([piece.seed, piece.case, piece.number])
-    p = np.sort(nulls()[piece.case].draw(piece.channels, rng))
-    return np.searchsorted(p, np.concatenate([LEVELS, CURVE]), side="right").astype(np.int64)
+    p = nulls()[piece.case].draw(piece.channels, rng)
+    levels = np.concatenate([LEVELS, CURVE])
+    return np.array([np.searchsorted(np.sort(column), levels, side="right") for column in p.T], np.int64)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,7 +11,7 @@ from scipy.stats import binom
 
 from agent.summary import Histogram, Summary, empty
 from agent.summary.histogram import bucket_bounds
-from tests.statistics.laws import Law
+from tests.statistics.laws import Law, cells
 
 Ints = NDArray[np.int64]
 
@@ -50,28 +51,28 @@ def counts(law: Law, n: int, channels: int, rng: np.random.Generator, sessions: 
     return total + rng.multinomial(n - total.sum(axis=1), law.shares)
 
 
-def summary(law: Law, cells: Ints) -> Summary:
+def summary(law: Law, counted: Ints) -> Summary:
     """The summary of requests counted in a law's cells; pooled mean and maximum are one value."""
-    channels = len(cells)
-    channel, column = np.nonzero(cells[:, 1:])
+    channels = len(counted)
+    channel, column = np.nonzero(counted[:, 1:])
     histogram = Histogram(
         scale=law.scale,
-        zeros=cells[:, 0].astype(np.int64),
+        zeros=counted[:, 0].astype(np.int64),
         channel=channel.astype(np.int64),
         sign=np.ones(len(channel), np.int64),
         index=column.astype(np.int64) + law.first,
-        count=cells[channel, column + 1].astype(np.int64),
+        count=counted[channel, column + 1].astype(np.int64),
     )
-    n = int(cells[0].sum())
+    n = int(counted[0].sum())
     active = n - histogram.zeros
-    largest = np.where(active > 0, (cells[:, 1:] > 0).shape[1] - (cells[:, :0:-1] > 0).argmax(axis=1) - 1, 0)
+    largest = np.where(active > 0, (counted[:, 1:] > 0).shape[1] - (counted[:, :0:-1] > 0).argmax(axis=1) - 1, 0)
     _, upper = bucket_bounds(largest + law.first, law.scale)
     return replace(
         empty(channels),
         n=n,
         active=active,
-        fraction_sum=cells @ law.fractions,
-        fraction_sq_sum=cells @ law.fractions**2,
+        fraction_sum=counted @ law.fractions,
+        fraction_sq_sum=counted @ law.fractions**2,
         min=np.zeros(channels),
         max=np.where(active > 0, upper, 0.0),
         mean_histogram=histogram,
@@ -82,6 +83,25 @@ def summary(law: Law, cells: Ints) -> Summary:
 def draw(law: Law, n: int, channels: int, rng: np.random.Generator, sessions: Sessions = INDEPENDENT) -> Summary:
     """Independent channels, each of ``n`` requests."""
     return summary(law, counts(law, n, channels, rng, sessions))
+
+
+@dataclass(frozen=True, slots=True)
+class Mood:
+    """The share of zeros of a channel wanders around one half, from window to window: an AR(1) process."""
+
+    swing: float
+    """Standard deviation of the share."""
+    correlation: float
+    """Of neighbouring windows."""
+
+    def windows(self, n: int, channels: int, rng: np.random.Generator) -> Iterator[Summary]:
+        """Windows of ``n`` requests each for ever; every channel has moods of its own."""
+        law = cells(np.ones(1), zeros=0.5)
+        away = rng.normal(size=channels)
+        while True:
+            zeros = rng.binomial(n, np.clip(0.5 + self.swing * away, 0, 1))
+            yield summary(law, np.column_stack([zeros, n - zeros]))
+            away = self.correlation * away + np.sqrt(1 - self.correlation**2) * rng.normal(size=channels)
 
 
 def part(whole: Summary, start: int, stop: int) -> Summary:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import betabinom, chi2_contingency, wasserstein_distance
+from scipy.stats import betabinom, chi2_contingency, mannwhitneyu, wasserstein_distance
 
 from agent.summary import Summary, from_pooled, merge
 from agent.summary.histogram import Floats
@@ -111,13 +111,16 @@ def _agreement(name: str, before: Source, now: Source, channels: int, rng: np.ra
 
 
 def _exact(old: Floats, new: Floats, bins: int) -> float:
-    """What an analyst does with the raw values: zeros in a 2x2 table, the others in the reference's quantiles."""
+    """What an analyst does with the raw values: zeros in a 2x2 table, the others in the reference's quantiles and by
+    their ranks."""
     table = np.array([[(old == 0).sum(), (old != 0).sum()], [(new == 0).sum(), (new != 0).sum()]])
     parts = [chi2_contingency(table, correction=True).pvalue] if table.sum(axis=0).all() else []
     if bins >= 2:
         cuts = np.quantile(old[old != 0], np.arange(1, bins) / bins)
         counts = [np.bincount(np.searchsorted(cuts, x[x != 0]), minlength=bins) for x in (old, new)]
         parts.append(chi2_contingency(counts, correction=False).pvalue)
+    if bins >= 3:
+        parts.append(mannwhitneyu(old[old != 0], new[new != 0]).pvalue)
     return float(min(1.0, len(parts) * min(parts, default=1.0)))
 
 

@@ -12,7 +12,7 @@ from agent.summary import Summary, merge
 from agent.summary.histogram import Floats
 from detector.bins import bin_count
 from detector.dead import dead
-from detector.drift import drift
+from detector.drift import PARTS, Drift, drift
 from detector.explosion import explosion
 from detector.paired.statistics import mcnemar
 from tests.statistics.draws import INDEPENDENT, Sessions, draw, part
@@ -26,7 +26,10 @@ LAYER = 50
 """Channels of a layer, where a test looks at a layer as a whole."""
 SHAPES = ("alternating", "up", "down")
 Test = Callable[[Law, Law, int, int, int, np.random.Generator], Floats]
-"""P-values of so many channels: reference's law, current law, requests of both, channels, generator."""
+"""P-values of so many channels: reference's law, current law, requests of both, channels, generator. Shape (channels,),
+or (channels, columns) where a test has `COLUMNS`."""
+COLUMNS = ("drift, combined", *(f"drift, {part}" for part in PARTS))
+"""Of the drift test: the p-value of findings, and those of the parts, which gather evidence one by one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,15 +45,25 @@ class Null:
     p_values: Test
 
     def draw(self, channels: int, rng: np.random.Generator) -> Floats:
-        """P-values of independent channels."""
-        return self.p_values(self.before, self.now, self.n_reference, self.n, channels, rng)
+        """P-values of independent channels, shape (channels, len(columns))."""
+        p = self.p_values(self.before, self.now, self.n_reference, self.n, channels, rng)
+        return p.reshape(len(p), -1)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """What each column of p-values is of."""
+        return COLUMNS if self.test.startswith("drift") else (self.test,)
 
 
 def _drift(min_effect: float) -> Test:
     def test(before: Law, now: Law, n0: int, n: int, channels: int, rng: np.random.Generator) -> Floats:
-        return drift(draw(before, n0, channels, rng), draw(now, n, channels, rng), min_effect).p_value
+        return _columns(drift(draw(before, n0, channels, rng), draw(now, n, channels, rng), min_effect))
 
     return test
+
+
+def _columns(result: Drift) -> Floats:
+    return np.column_stack([result.p_value, result.p_parts])
 
 
 def _windowed(sessions: Sessions = INDEPENDENT) -> Test:
@@ -58,7 +71,7 @@ def _windowed(sessions: Sessions = INDEPENDENT) -> Test:
 
     def test(before: Law, now: Law, n0: int, n: int, channels: int, rng: np.random.Generator) -> Floats:
         past = [draw(before, n, channels, rng, sessions) for _ in range(n0 // n)]
-        return _watch(past, channels, n).drift(draw(now, n, channels, rng, sessions))
+        return _columns(_watch(past, channels, n).drift(draw(now, n, channels, rng, sessions)))
 
     return test
 
@@ -67,7 +80,7 @@ def _any_hour(before: Law, now: Law, n0: int, n: int, channels: int, rng: np.ran
     """A window from some hour against a whole day's; the laws given are not used."""
     hours = day(0.1, 0.05)
     past = [draw(law, n, channels, rng) for law in hours]
-    return _watch(past, channels, n).drift(draw(hours[int(rng.integers(len(hours)))], n, channels, rng))
+    return _columns(_watch(past, channels, n).drift(draw(hours[int(rng.integers(len(hours)))], n, channels, rng)))
 
 
 def _watch(past: list[Summary], channels: int, n: int) -> Watch:

@@ -47,6 +47,7 @@ def calibration(found: Sequence[Calibration]) -> Page:
     figures = [
         {
             "test": one.null.test,
+            "what": one.what,
             "null": one.null.name,
             "n_reference": one.null.n_reference,
             "n": one.null.n,
@@ -63,20 +64,21 @@ def calibration(found: Sequence[Calibration]) -> Page:
         series = {
             f"{one.null.name}"[:28]: [(x, k / trials) for x, k in zip(CURVE, one.curve, strict=True) if k >= 5]
             for one in found
-            if one.null.test == test and one.null.n <= 300
+            if one.null.test == test and one.what == one.null.columns[0] and one.null.n <= 300
         }
         svg = lines(f"{test}: rejected", Axis("level", ticks, True), Axis("share", ticks, True), series, _diagonal())
         charts[f"calibration-{number + 1}.svg"] = svg
     return Page("Null calibration", tables.calibration(found), {"cases": figures}, charts)
 
 
-def run_lengths(quiet: Sequence[Lives], changed: Sequence[Lives]) -> Page:
+def run_lengths(quiet: Sequence[Lives], moody: Sequence[Lives], changed: Sequence[Lives]) -> Page:
     """Silence and delay of the detector over time."""
     text = (
         "## While nothing happens\n\nRun lengths below the budget by more than chance allows are bold.\n\n"
-        f"{tables.quiet(quiet)}\n## When something does\n\n"
+        f"{tables.quiet(quiet)}\n## While the traffic has moods\n\n{tables.moods(moody)}\n"
+        "## When something does\n\n"
         f"The budget is one alarm in {changed[0].life.budget:,.0f} windows, 90 days of five minutes.\n\n"
-        f"{tables.delays(changed)}"
+        f"{tables.delays(changed)}\n## What `reluscope plan` expects\n\n{tables.planned()}"
     )
     series: dict[str, list[tuple[float, float]]] = {}
     for one in changed:
@@ -93,6 +95,13 @@ def run_lengths(quiet: Sequence[Lives], changed: Sequence[Lives]) -> Page:
                 "keeps_budget": one.keeps_budget,
             }
             for one in quiet
+        ],
+        "moods": [
+            {
+                "swing": mood.swing, "correlation": mood.correlation, "reference_windows": one.life.reference_windows,
+                "alarms": one.alarms, "models": one.models, "windows": one.windows,
+            }
+            for one in moody if (mood := one.life.mood)
         ],
         "changed": [
             {

@@ -15,8 +15,9 @@ from agent.summary.histogram import Floats
 from agent.wire import Probe
 from detector.dead import Dead, dead
 from detector.design_effect import estimate
-from detector.drift import REFERENCE_RISK, drift
+from detector.drift import REFERENCE_RISK, Drift, drift
 from detector.examine import measure
+from detector.explosion import Explosion, explosion
 from detector.sequential import FAMILIES, Evidence, advance, calibrate, threshold
 from detector.settings import CheckSettings
 from tests.statistics.draws import part
@@ -26,6 +27,8 @@ SMALLEST = 1e-300
 WINDOWS_PER_DAY = 288
 """Of five minutes."""
 BUDGET_DAYS = 90.0
+EXPLOSION_FACTOR = 2.0
+"""Less than is shipped: by ten times the reference's maximum hardly anything ever grows by chance."""
 UNCAPPED = 1e18
 """A limit that no evidence reaches, so that none is taken away."""
 
@@ -49,23 +52,35 @@ class Watch:
         effects = [estimate(reduce(merge, windows), windows).at(requests) for windows in layers]
         self.design_effect = np.concatenate(effects)
 
-    def drift(self, current: Summary) -> Floats:
-        """P-values per channel."""
+    def drift(self, current: Summary) -> Drift:
+        """Of every channel."""
         return drift(
             self.reference,
             current,
             self._min_effect,
             design_effect=self.design_effect,
             reference_risk=self._risk,
-        ).p_value
+        )
 
     def dead(self, current: Summary) -> Dead:
         """Of every channel."""
         return dead(self.reference, current, design_effect=self.design_effect)
 
+    def explosion(self, current: Summary) -> Explosion:
+        """Of every channel, by `EXPLOSION_FACTOR`."""
+        return explosion(
+            self.reference,
+            current,
+            EXPLOSION_FACTOR,
+            design_effect=self.design_effect,
+            reference_risk=self._risk,
+        )
+
     def e_values(self, current: Summary, family: str = "drift") -> Floats:
-        """Of drift or of death, per channel."""
-        return calibrate(self.drift(current)) if family == "drift" else self.dead(current).e_value
+        """Of drift, shape (channels, parts), of death or of explosion, shape (channels,)."""
+        if family == "dead":
+            return self.dead(current).e_value
+        return calibrate(self.drift(current).p_parts if family == "drift" else self.explosion(current).p_value)
 
 
 def windows(pooled: Pooled, size: int) -> list[Summary]:
@@ -86,9 +101,9 @@ def score_channels(streams: Streams, min_effect: float = 0.1) -> tuple[Scores, S
     evidence = [[Evidence() for _ in range(count)] for _ in ("drift", "dead")]
     singles, levels = [], []
     for current in windows(_side_by_side(streams.requests), streams.window):
-        p_value, death = watch.drift(current), watch.dead(current)
-        singles.append(np.minimum(p_value, death.p_value))
-        for family, e in zip(evidence, (calibrate(p_value), death.e_value), strict=True):
+        drifted, death = watch.drift(current), watch.dead(current)
+        singles.append(np.minimum(drifted.p_value, death.p_value))
+        for family, e in zip(evidence, (calibrate(drifted.p_parts), death.e_value), strict=True):
             for i in range(count):
                 family[i] = advance(family[i], {"layer": e[i : i + 1]}, 1.0, UNCAPPED)
         levels.append([max(one.level, other.level) for one, other in zip(*evidence, strict=True)])
@@ -101,9 +116,10 @@ def score_layers(
     references: Sequence[Mapping[str, Pooled]],
     requests: Sequence[Mapping[str, Pooled]],
     window: int,
+    min_effect: float = 0.1,
 ) -> tuple[Scores, Scores]:
     """Streams of a whole network, by single checks (the strongest channel of all layers counts) and over time."""
-    begun, settings = time.perf_counter(), CheckSettings()
+    begun, settings = time.perf_counter(), CheckSettings(min_effect=min_effect)
     singles, levels = [], []
     for before, now in zip(references, requests, strict=True):
         past = {name: windows(pooled, window) for name, pooled in before.items()}

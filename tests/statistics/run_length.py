@@ -6,18 +6,19 @@ error, which no later window averages out, is in the figures.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
+from itertools import cycle, islice
 
 import numpy as np
 from scipy.stats import binom, chi2, poisson
 
-from agent.summary import merge
+from agent.summary import Summary, merge
 from agent.summary.histogram import Floats
 from detector.drift import REFERENCE_RISK
 from detector.sequential import Evidence, advance
-from tests.statistics.draws import INDEPENDENT, Sessions, draw, part
+from tests.statistics.draws import INDEPENDENT, Mood, Sessions, draw, part
 from tests.statistics.laws import Law, at_omega, cells, day, hurdle, stretch_at, zeros_at
 from tests.statistics.parallel import spread
 from tests.statistics.product import Watch
@@ -27,7 +28,7 @@ from tests.statistics.scenarios import OMEGAS
 MODELS = 50
 """Simulated at once by one worker."""
 REFERENCE_WINDOWS = 12
-"""A day, where the hour matters."""
+"""Of most lives: a day, where the hour matters."""
 LONG = 90 * 288.0
 """Windows of five minutes in the 90 days of the default budget."""
 
@@ -48,11 +49,14 @@ class Life:
     min_effect: float = 0.1
     reference_risk: float = REFERENCE_RISK
     family: str = "drift"
-    """Or "dead": which evidence is watched."""
+    """Or "dead" or "explosion": which evidence is watched."""
     daily: bool = False
     """Windows follow the hours of a day over and over, instead of ``before`` and ``now``."""
     changed: int | None = None
     """Channels that follow ``now``; the others stay as they were. None: all."""
+    mood: Mood | None = None
+    """Instead of ``before`` and ``now``."""
+    reference_windows: int = REFERENCE_WINDOWS
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +133,11 @@ def quiet_lives() -> list[Life]:
             Life("sessions of 5, 20 channels", dense, dense, budget, channels=20, sessions=linked),
             Life("sessions of 20, 50% zeros", hurdle(0.5), hurdle(0.5), budget, sessions=Sessions(20, 0.5)),
         ]
+        heavy = hurdle(0.5, "heavy")
+        lives += [
+            Life("explosion, iid, heavy tails", heavy, heavy, budget, family="explosion"),
+            Life("explosion, sessions of 5, heavy tails", heavy, heavy, budget, sessions=linked, family="explosion"),
+        ]
         for zeros in (0.9, 0.97):
             law = hurdle(zeros)
             lives += [
@@ -167,6 +176,17 @@ def changed_lives() -> list[Life]:
     return lives
 
 
+def moody_lives() -> list[Life]:
+    """Moods of the traffic, of many strengths and lengths, against references that have seen few or many of them."""
+    return [
+        Life(f"{swing:g}", dense, dense, LONG, mood=Mood(swing, correlation), reference_windows=windows)
+        for dense in [hurdle(0.0)]
+        for swing in (0.02, 0.05, 0.1)
+        for correlation in (0.0, 0.5, 0.9, 0.98)
+        for windows in (10, 40, 160)
+    ]
+
+
 def live(lives: Sequence[Life], models: int, windows: int, workers: int, seed: int = 0) -> list[Lives]:
     """Simulates so many models of each kind for so many windows."""
     per_piece = min(MODELS, models)
@@ -194,9 +214,8 @@ def _simulate(piece: _Piece) -> tuple[int, Floats]:
     """Alarms, and windows until each model's first."""
     life, rng = piece.life, np.random.default_rng(piece.seed)
     width = piece.models * life.channels
-    hours = day(0.1, 0.05)
-    before, now = (hours, hours) if life.daily else ([life.before], [life.now])
-    past = [draw(before[i % len(before)], life.n, width, rng, life.sessions) for i in range(REFERENCE_WINDOWS)]
+    stream = _windows(life, width, rng)
+    past = list(islice(stream, life.reference_windows))
     spans = [slice(i * life.channels, (i + 1) * life.channels) for i in range(piece.models)]
     watch = Watch(
         reduce(merge, past),
@@ -209,10 +228,10 @@ def _simulate(piece: _Piece) -> tuple[int, Floats]:
     first, alarms = np.full(piece.models, np.inf), 0
     moved = np.arange(width) % life.channels < (life.channels if life.changed is None else life.changed)
     for number in range(1, piece.windows + 1):
-        e = watch.e_values(draw(now[number % len(now)], life.n, width, rng, life.sessions), life.family)
+        e = watch.e_values(next(stream), life.family)
         if not moved.all():
             same = watch.e_values(draw(life.before, life.n, width, rng, life.sessions), life.family)
-            e = np.where(moved, e, same)
+            e = np.where(moved if e.ndim == 1 else moved[:, None], e, same)
         for model, span in enumerate(spans):
             was = evidence[model].alarm
             evidence[model] = advance(evidence[model], {"layer": e[span]}, 1.0, life.budget)
@@ -222,3 +241,15 @@ def _simulate(piece: _Piece) -> tuple[int, Floats]:
         if life.before is not life.now and np.isfinite(first).all():
             break
     return alarms, first
+
+
+def _windows(life: Life, width: int, rng: np.random.Generator) -> Iterator[Summary]:
+    """The reference's, then those that follow, for ever."""
+    if life.mood is not None:
+        yield from life.mood.windows(life.n, width, rng)
+    hours = day(0.1, 0.05)
+    before, now = (hours, hours) if life.daily else ([life.before], [life.now])
+    for i in range(life.reference_windows):
+        yield draw(before[i % len(before)], life.n, width, rng, life.sessions)
+    for law in cycle(now):
+        yield draw(law, life.n, width, rng, life.sessions)

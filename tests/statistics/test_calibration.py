@@ -38,8 +38,8 @@ def test_without_a_shift_the_test_of_no_effect_is_valid(zeros: float, n0: int, n
     same = hurdle(zeros)
     for rate in rates(p_values(same, same, n0, n, 0.0)):
         assert rate.valid, str(rate)
-        if zeros < 0.9:  # and not wastefully so; rare outcomes are discrete, which costs
-            assert rate.rejected > 0.7 * rate.level * rate.trials, str(rate)
+        if zeros < 0.9:  # and not wastefully so; parts that agree and rare, discrete outcomes cost a little
+            assert rate.rejected > 0.5 * rate.level * rate.trials, str(rate)
 
 
 def test_heavy_tails_do_not_matter() -> None:
@@ -55,8 +55,8 @@ def test_values_shifted_by_just_what_is_tolerated_are_not_called_drift(shape: st
     before, now = cells(np.full(count, 1 / count)), cells(at_omega(0.1, count, shape))
     for rate in rates(p_values(before, now, n0, n, 0.1)):
         assert rate.valid, str(rate)
-        if shape == "alternating":
-            assert rate.rejected > 0.7 * rate.level * rate.trials, str(rate)
+        if shape == "alternating":  # no shift of ranks, so one part of two
+            assert rate.rejected > 0.4 * rate.level * rate.trials, str(rate)
 
 
 @pytest.mark.parametrize(("n0", "n"), [(800, 300), (1000, 3000), (3000, 3000), (997, 211)])
@@ -87,7 +87,7 @@ def test_the_power_against_a_shift_of_values_is_what_theory_allows(n0: int, n: i
     count = int(bin_count(np.array([n]), np.array([n0]))[0])
     before, now = cells(np.full(count, 1 / count)), cells(at_omega(0.3, count, "alternating"))
     effective = n * n0 / (n + n0)
-    critical = ncx2.isf(1e-3, count - 1, effective * 0.1**2)
+    critical = ncx2.isf(1e-3 / 2, count - 1, effective * 0.1**2)  # ranks, which tell nothing here, are tested too
     best = ncx2.sf(critical, count - 1, effective * 0.3**2)
     found = (p_values(before, now, n0, n, 0.1, channels=CHUNK) <= 1e-3).mean()
     assert found >= best - 0.03
@@ -100,7 +100,7 @@ def test_the_power_against_a_shift_of_zeros_where_nine_in_ten_are_zero(n0: int, 
     q = 0.9 - spread * deviation
     effective = n * n0 / (n + n0)
     error = np.sqrt((q * (1 - q) / n + 0.09 / n0) * effective) / deviation
-    best = norm.sf(norm.isf(1e-3) - (spread - 0.1) * np.sqrt(effective) / error)
+    best = norm.sf(norm.isf(1e-3 / 3) - (spread - 0.1) * np.sqrt(effective) / error)
     found = (p_values(hurdle(0.9), hurdle(q), n0, n, 0.1, channels=CHUNK) <= 1e-3).mean()
     assert found >= best - 0.1
 
@@ -123,5 +123,7 @@ def test_requests_in_sessions_are_not_called_drift() -> None:
     cases = [null for null in nulls() if null.test.endswith("design effect estimated")]
     assert len(cases) > 3
     for null in cases:
-        for rate in rates(null.draw(2000, np.random.default_rng(0))):
-            assert rate.valid, f"{null.name}: {rate}"
+        p = null.draw(2000, np.random.default_rng(0))
+        for what, column in zip(null.columns, p.T, strict=True):
+            for rate in rates(column):
+                assert rate.valid, f"{null.name}, {what}: {rate}"

@@ -5,12 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tests.statistics import product
 from tests.statistics.contest import judge, match
 from tests.statistics.peers.exchange import EVERY, Scores, by_request, by_window
 from tests.statistics.scenarios import HORIZON, WINDOW, Source, streams
 from tests.statistics.tables import table
-from tests.statistics.versus import reluscope
+from tests.statistics.versus import by_channels, reluscope
 
 
 def scores(values: list[list[float]], shipped: float = float("nan")) -> Scores:
@@ -49,8 +48,8 @@ def test_windows_are_scored_in_order() -> None:
 @pytest.mark.parametrize("before", [Source(), Source(0.9)], ids=["no zeros", "90% zeros"])
 def test_reluscope_tells_a_silent_stream_from_a_healthy_one(before: Source) -> None:
     rng = np.random.default_rng(1)
-    healthy = product.score_channels(streams(before, before, 40, rng))
-    silent = product.score_channels(streams(before, Source(1.0), 10, rng))
+    healthy = by_channels(streams(before, before, 40, rng))
+    silent = by_channels(streams(before, Source(1.0), 10, rng))
     for entry in reluscope(healthy, {"silent": silent}, 1):
         assert entry.outcomes["silent"].found == 1
         assert entry.outcomes["silent"].delay <= 2 * WINDOW

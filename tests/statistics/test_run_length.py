@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import islice
+
 import numpy as np
 import pytest
 
-from tests.statistics.draws import Sessions, counts, draw, part
+from tests.statistics.draws import Mood, Sessions, counts, draw, part
 from tests.statistics.laws import hurdle, stretch_at
 from tests.statistics.run_length import LONG, Life, Lives, live
 
@@ -37,6 +39,13 @@ def test_requests_in_sessions_vary_by_their_design_effect() -> None:
     expected = 200 * 0.25 * Sessions(5, 0.5).design_effect
     assert found.var() == pytest.approx(expected, rel=0.1)
     assert (counts(hurdle(0.5), 203, 50, rng, Sessions(5, 0.5)).sum(axis=1) == 203).all()
+
+
+def test_moods_swing_and_last_as_they_are_told_to() -> None:
+    stream = Mood(0.1, 0.9).windows(10_000, 3000, np.random.default_rng(0))
+    shares = np.array([window.mean_histogram.zeros / window.n for window in islice(stream, 4)])
+    assert shares.std(axis=1) == pytest.approx([0.1] * 4, rel=0.06)
+    assert np.corrcoef(shares)[0] == pytest.approx(0.9 ** np.arange(4), abs=0.03)
 
 
 def test_a_part_of_a_summary_is_that_of_its_channels() -> None:

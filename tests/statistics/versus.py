@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from detector.settings import CheckSettings
 from tests.statistics import product
 from tests.statistics.contest import Entry, match
 from tests.statistics.digits import camera, corruptions
@@ -17,7 +18,13 @@ from tests.statistics.peers.exchange import Scores, Streams, joined
 from tests.statistics.peers.roster import PEERS, Peer, score, unavailable
 from tests.statistics.scenarios import HORIZON, N_REFERENCE, WINDOW, Family, families, streams
 
-OURS = ("reluscope, window alone", "reluscope")
+OURS = ("reluscope, window alone", "reluscope", "reluscope, no tolerance")
+"""The first two as shipped; the last over time with a tolerated effect of 0, for peers tolerate nothing either."""
+
+
+Ways = tuple[Scores, ...]
+"""A stream's scores in the order of `OURS`."""
+TOLERATED = CheckSettings().min_effect
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +55,8 @@ def synthetic(sizes: Sizes, workers: int, seed: int = 0) -> list[Contest]:
         rng = np.random.default_rng([seed, number])
         healthy, changed = _drawn(family, sizes, rng)
         ours = reluscope(
-            product.score_channels(healthy),
-            {name: product.score_channels(one) for name, one in changed.items()},
+            by_channels(healthy),
+            {name: by_channels(one) for name, one in changed.items()},
             healthy.reference.size + healthy.requests.size,
         )
         contests.append(Contest(family.name, (*ours, *_peers(family.name, healthy, changed, sizes, workers))))
@@ -59,26 +66,33 @@ def synthetic(sizes: Sizes, workers: int, seed: int = 0) -> list[Contest]:
 def real(sizes: Sizes, workers: int, seed: int = 1) -> Contest:
     """The digits CNN: 67 channels of five probes under `corruptions`."""
     rng, shoot = np.random.default_rng(seed), camera().shoot
-    ours: dict[str, tuple[Scores, Scores]] = {}
+    ours: dict[str, Ways] = {}
     theirs: dict[str, Streams] = {}
     for what in (None, *corruptions()):
         name = "" if what is None else f"{what.kind} {what.degree}"
         count = sizes.healthy if what is None else sizes.changed
         before = [shoot(N_REFERENCE, rng) for _ in range(count)]
         now = [shoot(HORIZON, rng, what) for _ in range(count)]
-        ours[name] = product.score_layers(camera().probes, before, now, WINDOW)
+        shipped, strict = (product.score_layers(camera().probes, before, now, WINDOW, d) for d in (TOLERATED, 0.0))
+        ours[name] = (*shipped, strict[1])
         theirs[name] = Streams(product.means(before), product.means(now), WINDOW)
     healthy, well = ours.pop(""), theirs.pop("")
     entries = reluscope(healthy, ours, well.reference.size + well.requests.size)
     return Contest("digits CNN", (*entries, *_peers("digits CNN", well, theirs, sizes, workers)))
 
 
-def reluscope(healthy: tuple[Scores, Scores], changed: Mapping[str, tuple[Scores, Scores]], values: int) -> list[Entry]:
+def reluscope(healthy: Ways, changed: Mapping[str, Ways], values: int) -> list[Entry]:
     """The entries of `OURS`; ``values`` are the healthy streams'."""
     return [
         match(name, healthy[way], {change: scores[way] for change, scores in changed.items()}, values)
         for way, name in enumerate(OURS)
     ]
+
+
+def by_channels(given: Streams) -> Ways:
+    """Streams of one channel."""
+    shipped, strict = (product.score_channels(given, d) for d in (TOLERATED, 0.0))
+    return (*shipped, strict[1])
 
 
 def _drawn(family: Family, sizes: Sizes, rng: np.random.Generator) -> tuple[Streams, dict[str, Streams]]:
