@@ -18,6 +18,7 @@ from detector.explosion import Explosion, explosion
 from detector.policy import LayerResult, Mask, Verdict
 from detector.sequential import FAMILIES, MAX_E, Evidence, advance, calibrate, channel_e, threshold
 from detector.settings import CheckSettings
+from detector.sparsity import Sparsity, sparsity
 
 CAUSE_LEVEL = 0.001
 """False discovery rate at which a batch's inputs are said to have moved, which tells a cause and raises nothing."""
@@ -34,13 +35,17 @@ class Measured:
     explosions: Mapping[str, Explosion]
     deaths: Mapping[str, Dead]
     """Of layers with an exact zero only."""
+    sparsities: Mapping[str, Sparsity]
+    """As above."""
     left_out: tuple[str, ...]
     """Sentences on layers that could not be compared."""
 
     def e_values(self, family: str) -> dict[str, Floats]:
-        """Per layer and channel, of one of `FAMILIES`."""
+        """Per layer and channel, of one of `FAMILIES`; one value per layer where the layer is tested as a whole."""
         if family == "dead":
             return {name: np.minimum(result.e_value, MAX_E) for name, result in self.deaths.items()}
+        if family == "sparsity":
+            return {name: calibrate(np.array([one.p_value])) for name, one in self.sparsities.items()}
         tests: Mapping[str, Drift | Explosion] = self.drifts if family == "drift" else self.explosions
         return {name: calibrate(result.p_value) for name, result in tests.items()}
 
@@ -64,7 +69,7 @@ def measure(
             left_out.append(f"{probe.name} not compared: {new.channels} channels, the reference has {old.channels}")
         else:
             compared.append(probe)
-    drifts, explosions, deaths = {}, {}, {}
+    drifts, explosions, deaths, sparsities = {}, {}, {}, {}
     for probe in compared:
         name, old, new = probe.name, before[probe.name], now[probe.name]
         effect = (effects or {}).get(name) or unknown(old.channels)
@@ -75,7 +80,10 @@ def measure(
         )
         if probe.exact_zero:
             deaths[name] = dead(old, new, settings.min_active_rate, design_effect=divisor)
-    return Measured(tuple(compared), before, now, drifts, explosions, deaths, tuple(left_out))
+            zeros = sparsity(old, new, effect, settings.min_effect, requests_per_window, REFERENCE_RISK)
+            if zeros is not None:
+                sparsities[name] = zeros
+    return Measured(tuple(compared), before, now, drifts, explosions, deaths, sparsities, tuple(left_out))
 
 
 def accumulate(
@@ -118,6 +126,8 @@ def judge(
                 explosion=measured.explosions[name],
                 exploded=listed["explosion"][name],
                 dead=verdict,
+                sparsity=measured.sparsities.get(name),
+                left_band=bool(listed["sparsity"].get(name, np.zeros(1, np.bool_))[0]),
             )
         )
     return results, _inputs_moved(measured, evidence["drift"], settings.fdr)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, timedelta
 
 from agent.summary import Summary, merge
+from detector import sparsity
 from detector.batches import Batch, Span
 from detector.design_effect import DesignEffect, Estimator
 
@@ -37,10 +38,13 @@ def layered(windows: Callable[[], Windows]) -> Layered:
         for name, summary in window.items():
             merged[name] = merge(merged[name], summary) if name in merged else summary
     estimators = {name: Estimator(summary) for name, summary in merged.items()}
+    zeros = {name: sparsity.Estimator(summary) for name, summary in merged.items()}
     for window in windows():
         for name, summary in window.items():
             estimators[name].add(summary)
-    return Layered(merged, {name: estimator.result() for name, estimator in estimators.items()})
+            zeros[name].add(summary)
+    effects = {name: replace(one.result(), sparsity=zeros[name].result()) for name, one in estimators.items()}
+    return Layered(merged, effects)
 
 
 def hours(spans: Sequence[Span]) -> dict[int, list[Span]]:

@@ -17,6 +17,7 @@ from detector.dead import Dead
 from detector.drift import Drift, normed_wasserstein
 from detector.explosion import Explosion
 from detector.finding import Cause, ChannelEvidence, Finding, Severity, Test
+from detector.sparsity import Sparsity
 
 WORST = 10
 """Channels of a finding that are shown with their numbers."""
@@ -54,6 +55,10 @@ class LayerResult:
     exploded: Mask
     dead: Verdict | None
     """None for probes without an exact zero."""
+    sparsity: Sparsity | None
+    """As above, and where a channel was never finite."""
+    left_band: bool
+    """Whether the sparsity is to be reported."""
 
     @property
     def died(self) -> Mask:
@@ -110,7 +115,7 @@ def _cause(finding: Finding, found: Sequence[Finding], moved: bool) -> Cause:
         return "dead_neurons"
     if finding.test == "explosion":
         return "activation_explosion"
-    broken = [other for other in found if other.test != "drift" and other.position <= finding.position]
+    broken = [o for o in found if o.test in ("dead", "explosion") and o.position <= finding.position]
     if not broken:
         return "model_change"
     first = min(broken, key=lambda other: (other.position, other.test))
@@ -134,6 +139,16 @@ def _origins(findings: Iterable[Finding]) -> list[Finding]:
 
 
 def _layer_findings(layer: LayerResult) -> Iterable[Finding]:
+    found = list(_channel_findings(layer))
+    if layer.sparsity is None or not layer.left_band:
+        yield from found
+    elif not found:
+        yield _sparsity_finding(layer, layer.sparsity)
+    else:  # What its channels did explains the layer: no second finding on the same thing.
+        yield from (_with_sparsity(one, layer.sparsity) if one.test == "drift" else one for one in found)
+
+
+def _channel_findings(layer: LayerResult) -> Iterable[Finding]:
     if layer.dead is not None and layer.died.any():
         yield _dead_finding(layer, layer.dead)
     if layer.exploded.any():
@@ -220,6 +235,34 @@ def _drift_finding(layer: LayerResult, drifted: Mask) -> Finding:
             "mean": float(layer.current.mean[first]),
             "mean_reference": float(layer.reference.mean[first]),
         },
+    )
+
+
+def _with_sparsity(finding: Finding, result: Sparsity) -> Finding:
+    summary = f"{finding.summary}; {evidence.sparsity_sentence(result)}"
+    return replace(finding, summary=summary, details=finding.details | evidence.sparsity_details(result))
+
+
+def _sparsity_finding(layer: LayerResult, result: Sparsity) -> Finding:
+    """On the layer as a whole, with all its channels; those that moved most the layer's way are the evidence."""
+    shift = result.shift(layer.reference, layer.current)
+    moved = np.argsort(-shift, kind="stable")[:WORST]
+    shown = tuple(
+        evidence.of_sparsity(
+            layer.probe.name, layer.drift, layer.reference, layer.current, int(channel), float(shift[channel])
+        )
+        for channel in moved
+    )
+    every = np.ones(layer.current.channels, np.bool_)
+    summary = f"{layer.probe.name}: {evidence.sparsity_sentence(result)}"
+    finding = _finding(layer, "sparsity", every, shown, summary, evidence.sparsity_details(result))
+    return replace(
+        finding,
+        statistic=result.statistic,
+        p_value=result.p_value,
+        effect=result.effect,
+        n=result.n,
+        n_reference=result.n_reference,
     )
 
 

@@ -32,7 +32,7 @@ import numpy as np
 
 from agent.summary.histogram import Floats
 
-FAMILIES = ("drift", "dead", "explosion")
+FAMILIES = ("drift", "dead", "explosion", "sparsity")
 """Test families that page on their own; each has a part of the budget."""
 MAX_E = 1e15
 """Largest e-value of one window. Two such windows exceed any sensible budget; no p-value is exact further out."""
@@ -62,7 +62,7 @@ def threshold(false_page_days: float, families: int = len(FAMILIES)) -> float:
 
     Raises ValueError where either is not positive.
 
-    >>> threshold(90)
+    >>> threshold(90, families=3)
     270.0
     """
     if not false_page_days > 0 or families < 1:
