@@ -25,8 +25,11 @@ from scipy.stats import chi2
 
 from agent.summary import Summary
 from agent.summary.histogram import Floats
-from detector.design_effect import LEVELS, MIN_BLOCKS, PRIOR, RISK, DesignEffect, Scatter, drawn, upper
+from detector.design_effect import LEVELS, MIN_BLOCKS, PRIOR, DesignEffect, Scatter, drawn, upper
 
+RISK = 0.01
+"""One-sided chance that the upper bound of a layer's variance is too low. It rests on one number per window, and not on
+many channels, so it asks for more care than the design effect."""
 MIN_ACTIVE = 50.0
 """Independent activations, or zeros where those are rarer, that a window needs for the normal approximation."""
 
@@ -92,8 +95,10 @@ def sparsity(
     known = variance(effect, unit, effect.requests_per_window)
     half = min_effect * unit - float(ndtri(reference_risk / 2)) * math.sqrt(known / reference.n)
     varied = variance(effect, unit, requests_per_window)
-    error = math.sqrt(varied / current.n)
     independent = current.n * min(middle, 1 - middle) * (unit**2 / varied if varied > 0 else 0.0)
+    # A share that moves away from 0 or 1 varies more than it did; one that moves nearer is not trusted to vary less.
+    growth = max(1.0, float(_deviations(current).mean()) / unit) if unit > 0 else 1.0
+    error = growth * math.sqrt(varied / current.n)
     distance = abs(value - middle)
     p_value = 1.0
     if independent >= MIN_ACTIVE:

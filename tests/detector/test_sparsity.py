@@ -24,7 +24,7 @@ from detector.sequential import Evidence
 from detector.settings import CheckSettings
 from detector.sparsity import Estimator, Sparsity, share_of_zeros, sparsity, variance
 from tests.detector.fakes import probe, rectified, summarise
-from tests.statistics.sparsity import Traffic, known, quiet
+from tests.statistics.sparsity import TOWARDS_HALF, Traffic, known, quiet
 
 PROBES = [probe("image", 0, 1, "input"), probe("stem", 1, 8), probe("conv1", 2, 128)]
 DAYS = 5 / 1440
@@ -104,7 +104,9 @@ def test_moods_that_last_for_many_windows_are_seen_in_blocks() -> None:
             traffic = Traffic("moods", mood=0.05, memory=memory)
             windows = traffic.windows(80, 200, np.random.default_rng(seed))
             whole = shares(sum(w.fraction_sum for w in windows).tolist(), 80 * 200)  # type: ignore[union-attr]
-            found.append(variance(known(whole, windows), 0.5, 200.0))
+            scatter = known(whole, windows).sparsity
+            assert scatter is not None
+            found.append(scatter.variance)
         return float(np.median(found))
 
     assert median(0.9) > 2 * median(0.0)
@@ -152,6 +154,15 @@ def test_what_cannot_be_judged_is_not() -> None:
 def test_the_budget_is_kept_while_nothing_happens(traffic: Traffic, windows: int) -> None:
     alarms, mean_e = quiet(traffic, windows, layers=6, windows=50, seed=3)
     assert alarms <= 3  # 6 * 50 windows at one alarm in 100
+    assert mean_e < 1
+
+
+@pytest.mark.parametrize("zeros", [0.5, 0.97])
+@pytest.mark.parametrize("windows", [3, 12])
+def test_a_shift_of_just_what_is_tolerated_is_none(zeros: float, windows: int) -> None:
+    traffic = Traffic("tolerated", 0.1, zeros=zeros)
+    alarms, mean_e = quiet(traffic, windows, layers=8, windows=50, shift=TOWARDS_HALF)
+    assert alarms <= 4  # 8 * 50 windows at one alarm in 100
     assert mean_e < 1
 
 
