@@ -17,9 +17,10 @@ from detector.batches import Batch, cut, waiting
 from detector.dead import LABELS
 from detector.examine import Measured, accumulate, judge, measure
 from detector.finding import Check
+from detector.layer_findings import LayerResult
 from detector.layered import Layered, hour_of
 from detector.paired import ComparisonStore, PairedSettings, extended
-from detector.policy import LayerResult, conclude
+from detector.policy import conclude
 from detector.sequential import FAMILIES, Evidence, threshold
 from detector.settings import CheckSettings
 from detector.store.types import Advance, AlarmState, ModelVersion, Reference

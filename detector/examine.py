@@ -15,7 +15,7 @@ from detector.dead import DORMANT_FALL, Dead, dead, label, requests_needed
 from detector.design_effect import DesignEffect, unknown
 from detector.drift import REFERENCE_RISK, Drift, drift
 from detector.explosion import Explosion, explosion
-from detector.policy import LayerResult, Mask, Verdict
+from detector.layer_findings import LayerResult, Mask, Verdict
 from detector.sequential import FAMILIES, MAX_E, Evidence, advance, calibrate, channel_e, threshold
 from detector.settings import CheckSettings
 from detector.sparsity import Sparsity, sparsity

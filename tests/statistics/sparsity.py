@@ -30,7 +30,7 @@ BUDGET = 100.0
 LAYERS, WINDOWS_PER_DAY = 20, 288
 """Of the model whose delays are told: the other layers stay as they were."""
 PATIENCE = 60
-"""Windows that a change is followed for."""
+"""Windows that a change is followed for; half as many once one of the two tests has told it."""
 Mask = NDArray[np.bool_]
 
 
@@ -159,7 +159,7 @@ def main() -> None:
     for traffic, shift in [*((traffic, 0.0) for traffic in QUIET), *tolerated]:
         alarms = [quiet(traffic, size, options.layers, options.windows, shift=shift)[0] for size in sizes]
         print(f"{traffic.name:46}" + "".join(f"{count:8}" for count in alarms), flush=True)
-    print("\nwindows until it is told, median: the band, drift")
+    print(f"\nwindows until it is told, median: the band, drift; never: not within {PATIENCE // 2} windows")
     for n in (400, 1000):
         for shift in (0.15, 0.2, 0.3):
             for traffic in WIDE:
