@@ -17,9 +17,10 @@ from detector.batches import Batch, cut, waiting
 from detector.dead import LABELS
 from detector.examine import Measured, accumulate, judge, measure
 from detector.finding import Check
+from detector.layer_findings import LayerResult
 from detector.layered import Layered
 from detector.paired import ComparisonStore, PairedSettings, extended
-from detector.policy import LayerResult, conclude
+from detector.policy import conclude
 from detector.sequential import FAMILIES, Evidence, threshold
 from detector.settings import CheckSettings
 from detector.slots import Slot, matching
@@ -138,7 +139,9 @@ def prepare(
         return measure(probes, before.summaries, current, settings, before.effects, batch.n / batch.windows)
 
     limit = threshold(settings.false_page_days)
-    evidence: Mapping[str, Evidence] = state.families if state else {}
+    # A family that the release before did not know has no evidence yet.
+    kept = state.families if state else {}
+    evidence: Mapping[str, Evidence] = {family: kept.get(family, Evidence()) for family in FAMILIES}
     for batch in batches:
         measured = tested(batch)
         evidence = accumulate(evidence, measured, batch.days, settings)
@@ -205,10 +208,13 @@ def _alarms(evidence: Mapping[str, Evidence], settings: CheckSettings) -> dict[s
     }
 
 
-def _counts(result: LayerResult) -> dict[str, int]:
-    """Channels by dead label, plus "drifted" (apart from the dead), "exploded" and "channels"."""
-    counts = dict.fromkeys(LABELS, 0)
+def _counts(result: LayerResult) -> dict[str, float]:
+    """Channels by dead label, plus "drifted" (apart from the dead), "exploded", "channels"; sparsity and its band."""
+    counts: dict[str, float] = dict.fromkeys(LABELS, 0)
     if result.dead is not None:
         counts |= {name: int((result.dead.labels == name).sum()) for name in LABELS}
     drifted = int((result.drifted & ~result.died).sum())
-    return counts | {"drifted": drifted, "exploded": int(result.exploded.sum()), "channels": result.current.channels}
+    counts |= {"drifted": drifted, "exploded": int(result.exploded.sum()), "channels": result.current.channels}
+    if (zeros := result.sparsity) is not None:
+        counts |= {"sparsity": zeros.value, "sparsity_low": zeros.low, "sparsity_high": zeros.high}
+    return counts

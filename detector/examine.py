@@ -15,9 +15,10 @@ from detector.dead import DORMANT_FALL, Dead, dead, label, requests_needed
 from detector.design_effect import DesignEffect, unknown
 from detector.drift import REFERENCE_RISK, Drift, drift
 from detector.explosion import Explosion, explosion
-from detector.policy import LayerResult, Mask, Verdict
+from detector.layer_findings import LayerResult, Mask, Verdict
 from detector.sequential import FAMILIES, MAX_E, Evidence, advance, calibrate, channel_e, threshold
 from detector.settings import CheckSettings
+from detector.sparsity import Sparsity, sparsity
 
 CAUSE_LEVEL = 0.001
 """False discovery rate at which a batch's inputs are said to have moved, which tells a cause and raises nothing."""
@@ -34,15 +35,19 @@ class Measured:
     explosions: Mapping[str, Explosion]
     deaths: Mapping[str, Dead]
     """Of layers with an exact zero only."""
+    sparsities: Mapping[str, Sparsity]
+    """As above."""
     left_out: tuple[str, ...]
     """Sentences on layers that could not be compared."""
 
     def e_values(self, family: str) -> dict[str, Floats]:
-        """Per layer, of one of `FAMILIES`: shape (channels,), or (channels, parts) for drift."""
+        """Per layer, of one of `FAMILIES`: shape (channels,), (channels, parts) for drift, (1,) for sparsity."""
         if family == "dead":
             return {name: np.minimum(result.e_value, MAX_E) for name, result in self.deaths.items()}
         if family == "drift":
             return {name: calibrate(result.p_parts) for name, result in self.drifts.items()}
+        if family == "sparsity":
+            return {name: calibrate(np.array([one.p_value])) for name, one in self.sparsities.items()}
         return {name: calibrate(result.p_value) for name, result in self.explosions.items()}
 
 
@@ -65,7 +70,7 @@ def measure(
             left_out.append(f"{probe.name} not compared: {new.channels} channels, the reference has {old.channels}")
         else:
             compared.append(probe)
-    drifts, explosions, deaths = {}, {}, {}
+    drifts, explosions, deaths, sparsities = {}, {}, {}, {}
     for probe in compared:
         name, old, new = probe.name, before[probe.name], now[probe.name]
         effect = (effects or {}).get(name) or unknown(old.channels)
@@ -76,7 +81,10 @@ def measure(
         )
         if probe.exact_zero:
             deaths[name] = dead(old, new, settings.min_active_rate, design_effect=divisor)
-    return Measured(tuple(compared), before, now, drifts, explosions, deaths, tuple(left_out))
+            zeros = sparsity(old, new, effect, settings.min_effect, requests_per_window)
+            if zeros is not None:
+                sparsities[name] = zeros
+    return Measured(tuple(compared), before, now, drifts, explosions, deaths, sparsities, tuple(left_out))
 
 
 def accumulate(
@@ -119,6 +127,8 @@ def judge(
                 explosion=measured.explosions[name],
                 exploded=listed["explosion"][name],
                 dead=verdict,
+                sparsity=measured.sparsities.get(name),
+                left_band=bool(listed["sparsity"].get(name, np.zeros(1, np.bool_))[0]),
             )
         )
     return results, _inputs_moved(measured, evidence["drift"], settings.fdr)

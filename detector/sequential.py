@@ -34,7 +34,7 @@ import numpy as np
 
 from agent.summary.histogram import Floats
 
-FAMILIES = ("drift", "dead", "explosion")
+FAMILIES = ("drift", "dead", "explosion", "sparsity")
 """Test families that page on their own; each has a part of the budget."""
 SHARES = len(FAMILIES) + 1
 """Parts of the budget: one for each family, and one for all paired tests together."""
