@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.statistics import pages
+from tests.statistics import pages, sparsity
 from tests.statistics.calibrate import calibrate
 from tests.statistics.exactness import agreements, merging
 from tests.statistics.pages import Page
@@ -21,6 +21,8 @@ from tests.statistics.versus import Sizes, real, synthetic
 
 DELAY_SHARE = 4
 """Of the models of a quiet life, one in so many lives through a change."""
+SPARSITY_SHARE = 15
+"""Likewise, of layers whose sparsity is watched."""
 DELAY_WINDOWS = 300
 """Nobody waits for longer to be told."""
 
@@ -32,6 +34,7 @@ def main() -> None:
         "run-length": _run_length,
         "exactness": _exactness,
         "peers": _peers,
+        "sparsity": _sparsity,
     }
     parser = argparse.ArgumentParser(prog="python -m tests.statistics", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("docs/calibration"))
@@ -73,6 +76,11 @@ def _peers(options: argparse.Namespace) -> Page:
     small = Sizes(3 * options.streams // 10, max(options.streams // 20, 5), 3 * options.peer_seconds)
     contests = synthetic(sizes, options.workers, options.seed)
     return pages.peers([*contests, real(small, options.workers, options.seed + 1)])
+
+
+def _sparsity(options: argparse.Namespace) -> Page:
+    layers, windows = max(options.models // SPARSITY_SHARE, 2), options.windows // 3
+    return sparsity.page(layers, windows, max(layers // 2, 2), options.workers, options.seed)
 
 
 if __name__ == "__main__":

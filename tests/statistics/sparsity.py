@@ -1,4 +1,4 @@
-"""`python -m tests.statistics.sparsity`: false alarms of the sparsity band, and how soon it sees what no channel shows.
+"""False alarms of the sparsity band, and how soon it sees what no channel shows.
 
 Every simulated layer has a reference of its own, frozen, made of windows like those that follow. Channels hang together
 by a share of every request that is common to them; requests may come in sessions of equal ones; a mood of the traffic
@@ -7,7 +7,6 @@ makes all channels more or less active, and lasts for several windows.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
@@ -15,6 +14,7 @@ from functools import reduce
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtri
+from scipy.stats import poisson
 
 from agent.summary import Summary, empty, from_pooled, merge
 from agent.summary.histogram import Floats
@@ -22,9 +22,15 @@ from detector.design_effect import DesignEffect, estimate, unknown
 from detector.drift import REFERENCE_RISK, drift
 from detector.sequential import Evidence, advance, calibrate, threshold
 from detector.sparsity import Estimator, sparsity
+from tests.statistics.pages import Page
+from tests.statistics.parallel import spread
+from tests.statistics.rates import CONFIDENCE
+from tests.statistics.tables import table
 
 MIN_EFFECT = 0.1
 REQUESTS = 400
+REFERENCES = (3, 10, 40, 160)
+"""Windows of references."""
 BUDGET = 100.0
 """Windows between false alarms where nothing happens: short, so that the figures mean something."""
 LAYERS, WINDOWS_PER_DAY = 20, 288
@@ -144,28 +150,95 @@ def delays(
     return by_band, by_drift
 
 
-def main() -> None:
-    """Prints both tables."""
-    parser = argparse.ArgumentParser(prog="python -m tests.statistics.sparsity", description=__doc__)
-    parser.add_argument("--layers", type=int, default=20, help="per null and size of reference")
-    parser.add_argument("--windows", type=int, default=200, help="that each layer is followed for")
-    parser.add_argument("--models", type=int, default=9, help="per change")
-    options = parser.parse_args()
-    sizes = (3, 10, 40, 160)
-    allowed = options.layers * options.windows / BUDGET
-    print(f"false alarms, {allowed:.0f} allowed; by windows of {REQUESTS} requests in the reference")
-    print(f"{'':46}" + "".join(f"{size:>8}" for size in sizes))
+@dataclass(frozen=True, slots=True)
+class _Quiet:
+    traffic: Traffic
+    shift: float
+    reference_windows: int
+    layers: int
+    windows: int
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Changed:
+    traffic: Traffic
+    shift: float
+    n: int
+    models: int
+    seed: int
+
+
+def page(layers: int, windows: int, models: int, workers: int, seed: int = 0) -> Page:
+    """False alarms of so many layers per case and size of reference, followed for so many windows, and delays of so
+    many models per change."""
     tolerated = [(replace(traffic, name=f"{traffic.name}, shifted by δ"), TOWARDS_HALF) for traffic in TOLERATED]
-    for traffic, shift in [*((traffic, 0.0) for traffic in QUIET), *tolerated]:
-        alarms = [quiet(traffic, size, options.layers, options.windows, shift=shift)[0] for size in sizes]
-        print(f"{traffic.name:46}" + "".join(f"{count:8}" for count in alarms), flush=True)
-    print(f"\nwindows until it is told, median: the band, drift; never: not within {PATIENCE // 2} windows")
-    for n in (400, 1000):
-        for shift in (0.15, 0.2, 0.3):
-            for traffic in WIDE:
-                found = delays(traffic, shift, 40, n, options.models)
-                band, channels = (f"{m:.0f}" if np.isfinite(m := np.median(one)) else "never" for one in found)
-                print(f"{n:5} requests, shift {shift:4}, {traffic.name:26}{band:>8}{channels:>8}", flush=True)
+    cases = [*((traffic, 0.0) for traffic in QUIET), *tolerated]
+    calm = [_Quiet(*case, size, layers, windows, seed) for case in cases for size in REFERENCES]
+    alarms = list(spread("sparsity, quiet", _alarms, calm, workers))
+    moved = [_Changed(traffic, s, n, models, seed) for n in (400, 1000) for s in (0.15, 0.2) for traffic in WIDE]
+    found = list(spread("sparsity, changed", _medians, moved, workers))
+    return Page("Sparsity", _text(calm, alarms, moved, found), _figures(calm, alarms, moved, found))
+
+
+def _alarms(case: _Quiet) -> int:
+    return quiet(case.traffic, case.reference_windows, case.layers, case.windows, case.seed, case.shift)[0]
+
+
+def _medians(case: _Changed) -> tuple[float, float]:
+    band, drifted = delays(case.traffic, case.shift, REFERENCES[2], case.n, case.models, case.seed)
+    return float(np.median(band)), float(np.median(drifted))
+
+
+def _text(
+    calm: Sequence[_Quiet], alarms: Sequence[int], moved: Sequence[_Changed], found: Sequence[tuple[float, float]]
+) -> str:
+    expected = calm[0].layers * calm[0].windows / BUDGET
+    most = int(poisson.isf(CONFIDENCE, expected))
+    rows: dict[str, list[str]] = {}
+    for case, count in zip(calm, alarms, strict=True):
+        rows.setdefault(case.traffic.name, []).append(f"{count}" if count <= most else f"**{count}**")
+    silence = table(
+        ["traffic", *(f"reference of {size} windows" for size in REFERENCES)],
+        [[name, *counts] for name, counts in rows.items()],
+    )
+    told = [
+        [f"{case.n}", f"{case.shift:g}", case.traffic.name, *(_within(median) for median in medians)]
+        for case, medians in zip(moved, found, strict=True)
+    ]
+    return (
+        f"## While nothing happens\n\nFalse alarms of {calm[0].layers} layers followed for {calm[0].windows} windows "
+        f"of {REQUESTS} requests, at a budget that allows {expected:.0f}; more than chance allows is bold.\n\n{silence}\n"
+        "## When every channel is a little less active\n\nMedian of windows until it is told, in one of "
+        f"{LAYERS} layers, at a budget of 90 days of windows of five minutes, reference of {REFERENCES[2]} windows: by "
+        "the band of the layer and by the drift of its 256 channels.\n\n"
+        + table(["requests per window", "shift, standard deviations", "traffic", "band", "drift"], told)
+    )
+
+
+def _figures(
+    calm: Sequence[_Quiet], alarms: Sequence[int], moved: Sequence[_Changed], found: Sequence[tuple[float, float]]
+) -> dict[str, list[dict[str, object]]]:
+    return {
+        "quiet": [
+            {
+                "traffic": case.traffic.name, "reference_windows": case.reference_windows, "layers": case.layers,
+                "windows": case.windows, "budget_windows": BUDGET, "alarms": count,
+            }
+            for case, count in zip(calm, alarms, strict=True)
+        ],
+        "changed": [
+            {
+                "traffic": case.traffic.name, "shift": case.shift, "n": case.n,
+                **{who: m if np.isfinite(m) else None for who, m in zip(("band", "drift"), medians, strict=True)},
+            }
+            for case, medians in zip(moved, found, strict=True)
+        ],
+    }  # fmt: skip
+
+
+def _within(median: float) -> str:
+    return f"{median:.0f}" if np.isfinite(median) else f"> {PATIENCE // 2}"
 
 
 def _e(whole: Summary, now: Summary, effect: DesignEffect) -> Floats:
@@ -181,7 +254,3 @@ def _shares(active: NDArray[np.generic], n: int) -> Summary:
 def _values(mask: Mask, rng: np.random.Generator) -> Summary:
     values = np.where(mask, rng.standard_gamma(2.0, mask.shape, dtype=np.float32), 0.0)
     return from_pooled(values, values, mask.astype(np.float64))
-
-
-if __name__ == "__main__":
-    main()

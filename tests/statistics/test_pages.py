@@ -17,7 +17,7 @@ TINY = ["--p-values", "400", "--models", "20", "--windows", "3", "--streams", "2
 COMMAND = "python -m tests.statistics"
 
 
-@pytest.mark.parametrize("part", ["calibration", "run-length", "exactness", "peers"])
+@pytest.mark.parametrize("part", ["calibration", "run-length", "exactness", "peers", "sparsity"])
 def test_every_part_writes_a_page_its_figures_and_its_charts(
     part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -31,7 +31,7 @@ def test_every_part_writes_a_page_its_figures_and_its_charts(
     assert "| --- |" in page
     assert json.loads((tmp_path / f"{part}.json").read_text())
     charts = list(tmp_path.glob("*.svg"))
-    assert bool(charts) == (part != "exactness")
+    assert bool(charts) == (part not in ("exactness", "sparsity"))
     for chart in charts:
         assert ElementTree.parse(chart).getroot().tag.endswith("svg")
         assert f"({chart.name})" in page
