@@ -208,7 +208,8 @@ def _text(
     ]
     return (
         f"## While nothing happens\n\nFalse alarms of {calm[0].layers} layers followed for {calm[0].windows} windows "
-        f"of {REQUESTS} requests, at a budget that allows {expected:.0f}; more than chance allows is bold.\n\n{silence}\n"
+        f"of {REQUESTS} requests, at a budget that allows {expected:.0f}; more than chance allows is bold.\n\n"
+        f"{silence}\n"
         "## When every channel is a little less active\n\nMedian of windows until it is told, in one of "
         f"{LAYERS} layers, at a budget of 90 days of windows of five minutes, reference of {REFERENCES[2]} windows: by "
         "the band of the layer and by the drift of its 256 channels.\n\n"
