@@ -18,9 +18,10 @@ from detector.dead import LABELS
 from detector.examine import Measured, accumulate, judge, judge_fleet, measure
 from detector.finding import Check
 from detector.fleet import Agents
+from detector.layer_findings import LayerResult
 from detector.layered import Layered
 from detector.paired import ComparisonStore, PairedSettings, extended
-from detector.policy import LayerResult, conclude
+from detector.policy import conclude
 from detector.sequential import FAMILIES, Evidence, threshold, without
 from detector.settings import CheckSettings
 from detector.slots import Slot, matching
@@ -142,8 +143,9 @@ def prepare(
         return measure(probes, before.summaries, current, settings, before.effects, batch.n / batch.windows, agents)
 
     limit = threshold(settings.false_page_days)
-    # A release that adds a family finds states without it.
-    evidence = {family: state.families.get(family, Evidence()) if state else Evidence() for family in FAMILIES}
+    # A family that the release before did not know has no evidence yet.
+    kept = state.families if state else {}
+    evidence = {family: kept.get(family, Evidence()) for family in FAMILIES}
     for batch in batches:
         measured = tested(batch)
         evidence = _without_gone(store, version, evidence, measured, batch.end, settings)
@@ -229,10 +231,13 @@ def _alarms(evidence: Mapping[str, Evidence], settings: CheckSettings) -> dict[s
     }
 
 
-def _counts(result: LayerResult) -> dict[str, int]:
-    """Channels by dead label, plus "drifted" (apart from the dead), "exploded" and "channels"."""
-    counts = dict.fromkeys(LABELS, 0)
+def _counts(result: LayerResult) -> dict[str, float]:
+    """Channels by dead label, plus "drifted" (apart from the dead), "exploded", "channels"; sparsity and its band."""
+    counts: dict[str, float] = dict.fromkeys(LABELS, 0)
     if result.dead is not None:
         counts |= {name: int((result.dead.labels == name).sum()) for name in LABELS}
     drifted = int((result.drifted & ~result.died).sum())
-    return counts | {"drifted": drifted, "exploded": int(result.exploded.sum()), "channels": result.current.channels}
+    counts |= {"drifted": drifted, "exploded": int(result.exploded.sum()), "channels": result.current.channels}
+    if (zeros := result.sparsity) is not None:
+        counts |= {"sparsity": zeros.value, "sparsity_low": zeros.low, "sparsity_high": zeros.high}
+    return counts

@@ -37,6 +37,16 @@ MIN_BLOCKS = 4
 """Blocks of neighbouring windows that must be there for their differences to count."""
 
 
+@dataclass(frozen=True, slots=True)
+class Scatter:
+    """How a layer's sparsity differs between its reference's windows, as upper bounds; see `detector.sparsity`."""
+
+    variance: float
+    """Of a window's sparsity, times its requests; infinite where there is but one window."""
+    design_effect: float
+    """Of the active fractions of its channels, at least 1."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class DesignEffect:
     """One layer's."""
@@ -47,6 +57,8 @@ class DesignEffect:
     """The layer's raw estimate: 1 where windows differ as independent requests would, 1 too where nothing is known."""
     windows: int
     requests_per_window: float
+    sparsity: Scatter | None = None
+    """None where the windows are not known apart, and in references made before it was kept."""
 
     def at(self, requests_per_window: float) -> Floats:
         """The design effect of windows of another size.
@@ -65,7 +77,7 @@ def worst(effects: Mapping[str, DesignEffect]) -> float:
 
 def unknown(channels: int) -> DesignEffect:
     """Where the reference's windows are not known apart."""
-    return DesignEffect(np.full(channels, _upper(1.0, 0.0)), 1.0, 0, 0.0)
+    return DesignEffect(np.full(channels, upper(1.0, 0.0)), 1.0, 0, 0.0)
 
 
 class Estimator:
@@ -142,12 +154,12 @@ def estimate(pooled: Summary, windows: Iterable[Summary]) -> DesignEffect:
 def _of_levels(cells: Floats, levels: Sequence[_Level], windows: int, requests_per_window: float) -> DesignEffect:
     statistic, freedom = levels[0].ratios(cells)
     whole, known = _pooled(statistic, freedom)
-    layer = _upper(whole, known)
-    caution = layer / _drawn(whole, known)
+    layer = upper(whole, known)
+    caution = layer / drawn(whole, known)
     values = (CHANNEL_PRIOR * layer + statistic) / (CHANNEL_PRIOR + freedom)
     # Where windows resemble their neighbours, many say as little as few, and blocks differ by more than windows.
     longer = max(
-        (caution * _drawn(*_pooled(*level.ratios(cells))) for level in levels[1:] if level.blocks >= MIN_BLOCKS),
+        (caution * drawn(*_pooled(*level.ratios(cells))) for level in levels[1:] if level.blocks >= MIN_BLOCKS),
         default=layer,
     )
     values = np.maximum(np.maximum(layer, values) * max(1.0, longer / layer), 1.0)
@@ -162,10 +174,11 @@ def _pooled(statistic: Floats, freedom: Floats) -> tuple[float, float]:
     return float(statistic[usable].sum() / freedom[usable].sum()), float(freedom[usable].mean())
 
 
-def _drawn(value: float, freedom: float) -> float:
+def drawn(value: float, freedom: float) -> float:
+    """A variance ratio with so many degrees of freedom, drawn towards 1."""
     return (PRIOR + freedom * value) / (PRIOR + freedom)
 
 
-def _upper(value: float, freedom: float) -> float:
+def upper(value: float, freedom: float) -> float:
     """The upper confidence bound of a variance ratio, drawn towards 1."""
-    return float(_drawn(value, freedom) * (PRIOR + freedom) / chi2.ppf(RISK, PRIOR + freedom))
+    return float(drawn(value, freedom) * (PRIOR + freedom) / chi2.ppf(RISK, PRIOR + freedom))

@@ -11,6 +11,7 @@ from detector.dead import Dead
 from detector.drift import PARTS, Drift
 from detector.explosion import Explosion
 from detector.finding import ChannelEvidence
+from detector.sparsity import Sparsity
 
 
 def of_dead(
@@ -85,6 +86,42 @@ def of_explosion(
     )
 
 
+def of_sparsity(
+    layer: str, drift: Drift, reference: Summary, current: Summary, channel: int, shift: float
+) -> ChannelEvidence:
+    """A channel of a layer whose sparsity left its band; ``shift`` is the channel's, in its standard deviations."""
+    now, before = (
+        1 - float(side.fraction_sum[channel]) / max(int(side.finite[channel]), 1) for side in (current, reference)
+    )
+    return ChannelEvidence(
+        channel=channel,
+        label="sparser" if now > before else "denser",
+        statistic=now - before,
+        p_value=float(drift.p_value[channel]),
+        effect=shift,
+        n=int(drift.n[channel]),
+        n_reference=int(drift.n_reference[channel]),
+        text=f"channel {channel} of {layer}: {percent(now)} zero, reference {percent(before)}",
+    )
+
+
+def sparsity_sentence(zeros: Sparsity) -> str:
+    """What a layer's sparsity is, and what it may be."""
+    band = f"the band of the reference is {_points(zeros.low)} to {_points(zeros.high)} %"
+    text = f"{_points(zeros.value)} % zero in {zeros.n:,} requests; {band}"
+    return text if zeros.outside else f"{text}, which earlier windows left"
+
+
+def sparsity_details(zeros: Sparsity) -> dict[str, float]:
+    """The same as numbers, shares from 0 to 1."""
+    return {
+        "sparsity": zeros.value,
+        "sparsity_reference": zeros.reference,
+        "sparsity_low": zeros.low,
+        "sparsity_high": zeros.high,
+    }
+
+
 def dead_sentence(layer: str, labels: dict[str, int], channels: int, n: int) -> str:
     """Of a dead finding."""
     parts = []
@@ -115,6 +152,11 @@ def explosion_sentence(layer: str, exploded: int, channels: int, growth: float, 
 def percent(share: float) -> str:
     """0.31 as "31 %", with a digit more where it is small."""
     return f"{100 * share:.2g} %" if share < 0.1 else f"{100 * share:.0f} %"
+
+
+def _points(share: float) -> str:
+    """Percent without the sign, to a tenth of a point: bands of sparse layers are narrow."""
+    return f"{100 * share:.1f}".removesuffix(".0")
 
 
 def p_text(p: float) -> str:

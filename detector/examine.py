@@ -17,9 +17,10 @@ from detector.design_effect import DesignEffect, unknown
 from detector.drift import REFERENCE_RISK, Drift, drift
 from detector.explosion import Explosion, explosion
 from detector.finding import Finding
-from detector.policy import LayerResult, Mask, Verdict
+from detector.layer_findings import LayerResult, Mask, Verdict
 from detector.sequential import FAMILIES, MAX_E, Evidence, advance, calibrate, channel_e, threshold
 from detector.settings import CheckSettings
+from detector.sparsity import Sparsity, sparsity
 
 CAUSE_LEVEL = 0.001
 """False discovery rate at which a batch's inputs are said to have moved, which tells a cause and raises nothing."""
@@ -36,13 +37,15 @@ class Measured:
     explosions: Mapping[str, Explosion]
     deaths: Mapping[str, Dead]
     """Of layers with an exact zero only."""
+    sparsities: Mapping[str, Sparsity]
+    """As above."""
     fleet: fleet.Fleet | None
     """The agents beside each other; None where there are too few of them."""
     left_out: tuple[str, ...]
     """Sentences on layers that could not be compared."""
 
     def e_values(self, family: str) -> dict[str, Floats]:
-        """Per layer, of one of `FAMILIES`: shape (channels,), or (channels, parts) for drift.
+        """Per layer, of one of `FAMILIES`: shape (channels,), (channels, parts) for drift, (1,) for sparsity.
 
         Of "fleet" per agent, see `detector.fleet.e_values`.
         """
@@ -52,6 +55,8 @@ class Measured:
             return {name: np.minimum(result.e_value, MAX_E) for name, result in self.deaths.items()}
         if family == "drift":
             return {name: calibrate(result.p_parts) for name, result in self.drifts.items()}
+        if family == "sparsity":
+            return {name: calibrate(np.array([one.p_value])) for name, one in self.sparsities.items()}
         return {name: calibrate(result.p_value) for name, result in self.explosions.items()}
 
 
@@ -78,7 +83,7 @@ def measure(
             left_out.append(f"{probe.name} not compared: {new.channels} channels, the reference has {old.channels}")
         else:
             compared.append(probe)
-    drifts, explosions, deaths = {}, {}, {}
+    drifts, explosions, deaths, sparsities = {}, {}, {}, {}
     for probe in compared:
         name, old, new = probe.name, before[probe.name], now[probe.name]
         effect = (effects or {}).get(name) or unknown(old.channels)
@@ -89,11 +94,14 @@ def measure(
         )
         if probe.exact_zero:
             deaths[name] = dead(old, new, settings.min_active_rate, design_effect=divisor)
+            zeros = sparsity(old, new, effect, settings.min_effect, requests_per_window)
+            if zeros is not None:
+                sparsities[name] = zeros
     beside = fleet.compare(
         agents or {}, probes, before, now, effects or {}, requests_per_window,
         settings.fleet_effect, settings.fleet_requests,
     )  # fmt: skip
-    return Measured(tuple(compared), before, now, drifts, explosions, deaths, beside, tuple(left_out))
+    return Measured(tuple(compared), before, now, drifts, explosions, deaths, sparsities, beside, tuple(left_out))
 
 
 def accumulate(
@@ -121,7 +129,8 @@ def judge(
     """
     listed = {
         family: _listed(measured.e_values(family), evidence[family], settings.fdr)
-        for family in ("drift", "dead", "explosion")
+        for family in FAMILIES
+        if family != "fleet"  # whose groups are agents, see `judge_fleet`
     }
     revived = reject_together({name: result.p_revived for name, result in measured.deaths.items()}, CAUSE_LEVEL)
     eligible = max(1, sum(len(result.eligible) for result in measured.deaths.values()))
@@ -144,6 +153,8 @@ def judge(
                 explosion=measured.explosions[name],
                 exploded=listed["explosion"][name],
                 dead=verdict,
+                sparsity=measured.sparsities.get(name),
+                left_band=bool(listed["sparsity"].get(name, np.zeros(1, np.bool_))[0]),
             )
         )
     return results, _inputs_moved(measured, evidence["drift"], settings.fdr)

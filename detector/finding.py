@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from agent.wire import BaselineKind
 
-Test = Literal["dead", "drift", "explosion", "quantization", "hardware", "response", "fleet"]
+Test = Literal["dead", "drift", "explosion", "sparsity", "quantization", "hardware", "response", "fleet"]
 PAIRED: tuple[Test, ...] = ("quantization", "hardware", "response")
 """Tests of the same requests on two sides."""
 NOT_BY_CHANNEL: tuple[Test, ...] = (*PAIRED, "fleet")
@@ -36,7 +36,7 @@ class ChannelEvidence:
     channel: int
     """`WHOLE_LAYER` where it is about one agent's layer."""
     label: str
-    """A `DeadLabel`, "drifted", "exploded", "disagrees" or "odd"."""
+    """A `DeadLabel`, "drifted", "exploded", "sparser", "denser", "disagrees" or "odd"."""
     statistic: float
     p_value: float
     effect: float
@@ -67,8 +67,9 @@ class Finding:
     p_value: float
     effect: float
     """Of the worst channel: Cohen's omega for drift, fall of the active rate for dead, growth factor for explosion.
-    Of a paired test: the share of requests on which the two sides differ, or the accuracy lost.
-    Of an odd agent: its distance from the fleet in standard deviations of the reference, or the share not finite."""
+    Of the layer, for sparsity: the distance from the reference in standard deviations of a channel. Of a paired test:
+    the share of requests on which the two sides differ, or the accuracy lost. Of an odd agent: its distance from the
+    fleet in standard deviations of the reference, or the share not finite."""
     n: int
     n_reference: int
     """Requests of the reference; of an odd agent, those of the other agents."""
@@ -153,8 +154,9 @@ class Check:
     n: int
     status: Literal["ok", "findings", "no_reference", "too_few_requests"]
     note: str
-    layers: dict[str, dict[str, int]]
-    """Per layer: counts by dead label plus "drifted", "exploded", "channels"."""
+    layers: dict[str, dict[str, float]]
+    """Per layer: counts by dead label plus "drifted", "exploded", "channels"; of rectifiers also the shares "sparsity",
+    "sparsity_low" and "sparsity_high", the band."""
     findings: tuple[Finding, ...]
     alarms: dict[str, dict[str, float]] = field(default_factory=dict)
     """Per test family: "evidence" as a share of the alarm threshold, and "alarm", 1 or 0."""

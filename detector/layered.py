@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import structlog
 
 from agent.summary import Summary, merge
+from detector import sparsity
 from detector.batches import Span
 from detector.design_effect import DesignEffect, Estimator
 
@@ -37,10 +38,13 @@ def layered(windows: Callable[[], Windows]) -> Layered:
         for name, summary in window.items():
             merged[name] = merge(merged[name], summary) if name in merged else summary
     estimators = {name: Estimator(summary) for name, summary in merged.items()}
+    zeros = {name: sparsity.Estimator(summary) for name, summary in merged.items()}
     for window in windows():
         for name, summary in window.items():
             estimators[name].add(summary)
-    return Layered(merged, {name: estimator.result() for name, estimator in estimators.items()})
+            zeros[name].add(summary)
+    effects = {name: replace(one.result(), sparsity=zeros[name].result()) for name, one in estimators.items()}
+    return Layered(merged, effects)
 
 
 class Reader:

@@ -3,23 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
-import numpy as np
-from numpy.typing import NDArray
+from detector.finding import Cause, Finding, Severity, Test
+from detector.layer_findings import LayerResult, findings_of
 
-from agent.summary import Summary
-from agent.summary.histogram import Ints
-from agent.wire import Probe
-from detector import evidence
-from detector.dead import Dead
-from detector.drift import PARTS, Drift, normed_wasserstein
-from detector.explosion import Explosion
-from detector.finding import Cause, ChannelEvidence, Finding, Severity, Test
-
-WORST = 10
-"""Channels of a finding that are shown with their numbers."""
 _CRITICAL = {
     "ReluscopeDeadNeurons",
     "ReluscopeActivationExplosion",
@@ -28,40 +16,6 @@ _CRITICAL = {
     "ReluscopeTelemetryGap",
 }
 
-Mask = NDArray[np.bool_]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Verdict:
-    """A rectifier's active rates, judged; arrays have shape (channels,)."""
-
-    rates: Dead
-    labels: NDArray[np.str_]
-    needed: NDArray[np.float64]
-    """Silent requests that would settle a channel's death."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class LayerResult:
-    """One probe's test results after the correction for all channels; arrays have shape (channels,)."""
-
-    probe: Probe
-    reference: Summary
-    current: Summary
-    drift: Drift
-    drifted: Mask
-    explosion: Explosion
-    exploded: Mask
-    dead: Verdict | None
-    """None for probes without an exact zero."""
-
-    @property
-    def died(self) -> Mask:
-        """Channels that are newly dead or dormant."""
-        if self.dead is None:
-            return np.zeros(len(self.drifted), np.bool_)
-        return np.isin(self.dead.labels, ("newly_dead", "dormant"))
-
 
 def conclude(layers: Sequence[LayerResult], inputs_moved: bool = False) -> tuple[Finding, ...]:
     """Findings in graph order, with cause and origin.
@@ -69,7 +23,7 @@ def conclude(layers: Sequence[LayerResult], inputs_moved: bool = False) -> tuple
     ``inputs_moved`` says that a test of the inputs alone, which is sharper than one among all layers, found a shift.
     """
     ordered = sorted(layers, key=lambda layer: (layer.probe.position, layer.probe.name))
-    found = [finding for layer in ordered for finding in _layer_findings(layer)]
+    found = [finding for layer in ordered for finding in findings_of(layer)]
     moved = inputs_moved or any(finding.kind == "input" for finding in found)
     return tuple(_origins(_with_cause(finding, found, moved) for finding in found))
 
@@ -112,7 +66,7 @@ def _cause(finding: Finding, found: Sequence[Finding], moved: bool) -> Cause:
         return "dead_neurons"
     if finding.test == "explosion":
         return "activation_explosion"
-    broken = [other for other in found if other.test != "drift" and other.position <= finding.position]
+    broken = [o for o in found if o.test in ("dead", "explosion") and o.position <= finding.position]
     if not broken:
         return "model_change"
     first = min(broken, key=lambda other: (other.position, other.test))
@@ -133,130 +87,3 @@ def _origins(findings: Iterable[Finding]) -> list[Finding]:
         else replace(f, origin=f.position == first[f.cause])
         for f in listed
     ]
-
-
-def _layer_findings(layer: LayerResult) -> Iterable[Finding]:
-    if layer.dead is not None and layer.died.any():
-        yield _dead_finding(layer, layer.dead)
-    if layer.exploded.any():
-        yield _explosion_finding(layer)
-    # A channel that died has drifted too; it is told once.
-    drifted = layer.drifted & ~layer.died
-    if drifted.any():
-        yield _drift_finding(layer, drifted)
-
-
-def _dead_finding(layer: LayerResult, verdict: Verdict) -> Finding:
-    dead, died = verdict.rates, layer.died
-    fall = dead.rate_reference - dead.rate
-    worst = _worst(died, dead.p_value, fall)
-    shown = tuple(
-        evidence.of_dead(layer.probe.name, dead, verdict.labels, verdict.needed, int(channel)) for channel in worst
-    )
-    first = int(worst[0])
-    labels = {name: int((verdict.labels == name).sum()) for name in ("newly_dead", "dormant", "dead_at_reference")}
-    return _finding(
-        layer,
-        "dead",
-        died,
-        shown,
-        summary=evidence.dead_sentence(layer.probe.name, labels, layer.current.channels, int(dead.n[first])),
-        details={
-            **labels,
-            "active_rate": float(dead.rate[first]),
-            "active_rate_reference": float(dead.rate_reference[first]),
-            "requests_needed": float(verdict.needed[first]),
-        },
-    )
-
-
-def _explosion_finding(layer: LayerResult) -> Finding:
-    result = layer.explosion
-    worst = _worst(layer.exploded, result.p_value, result.growth)
-    shown = tuple(
-        evidence.of_explosion(layer.probe.name, result, layer.reference, layer.current, int(channel))
-        for channel in worst
-    )
-    nonfinite = int(result.nonfinite[layer.exploded].max())
-    return _finding(
-        layer,
-        "explosion",
-        layer.exploded,
-        shown,
-        summary=evidence.explosion_sentence(
-            layer.probe.name, int(layer.exploded.sum()), layer.current.channels, shown[0].effect, nonfinite
-        ),
-        details={
-            "growth": shown[0].effect,
-            "tail_growth": float(result.tail_growth[worst[0]]),
-            "requests_beyond": int(result.exceeding[worst[0]]),
-            "nonfinite": nonfinite,
-            "nonfinite_reference": int(result.nonfinite_reference[layer.exploded].max()),
-        },
-    )
-
-
-def _drift_finding(layer: LayerResult, drifted: Mask) -> Finding:
-    result = layer.drift
-    worst = _worst(drifted, result.p_value, result.effect)
-    distance = normed_wasserstein(layer.reference, layer.current, worst)
-    shown = tuple(
-        evidence.of_drift(layer.probe.name, result, layer.reference, layer.current, int(channel), float(far))
-        for channel, far in zip(worst, distance, strict=True)
-    )
-    first = int(worst[0])
-    psi, jensen_shannon = (float(values[0]) for values in result.divergences(worst[:1]))
-    return _finding(
-        layer,
-        "drift",
-        drifted,
-        shown,
-        summary=evidence.drift_sentence(layer.probe, int(drifted.sum()), layer.current.channels, shown[0].effect, psi),
-        details={
-            "psi": psi,
-            "jensen_shannon": jensen_shannon,
-            "wasserstein_normed": float(distance[0]),
-            "p_parts": dict(zip(PARTS, result.p_parts[first].tolist(), strict=True)),
-            "mean": float(layer.current.mean[first]),
-            "mean_reference": float(layer.reference.mean[first]),
-        },
-    )
-
-
-def _finding(
-    layer: LayerResult,
-    test: Test,
-    channels: Mask,
-    shown: tuple[ChannelEvidence, ...],
-    summary: str,
-    details: dict[str, Any],
-) -> Finding:
-    """The finding before its cause is known; ``shown[0]`` is the worst channel."""
-    worst = shown[0]
-    return Finding(
-        layer=layer.probe.name,
-        kind=layer.probe.kind,
-        position=layer.probe.position,
-        test=test,
-        cause="model_change",
-        severity="warning",
-        origin=False,
-        channels=tuple(int(channel) for channel in np.flatnonzero(channels)),
-        channels_total=layer.current.channels,
-        statistic=worst.statistic,
-        p_value=worst.p_value,
-        effect=worst.effect,
-        n=worst.n,
-        n_reference=worst.n_reference,
-        summary=summary,
-        alert="",
-        evidence=shown,
-        details=details,
-    )
-
-
-def _worst(mask: Mask, p_value: NDArray[np.float64], effect: NDArray[np.float64]) -> Ints:
-    """The channels of ``mask`` with the largest effects; equal effects by p-value."""
-    channels = np.flatnonzero(mask)
-    order = np.lexsort((p_value[channels], -effect[channels]))
-    return channels[order[:WORST]].astype(np.int64)

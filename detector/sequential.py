@@ -34,7 +34,7 @@ import numpy as np
 
 from agent.summary.histogram import Floats
 
-FAMILIES = ("drift", "dead", "explosion", "fleet")
+FAMILIES = ("drift", "dead", "explosion", "sparsity", "fleet")
 """Test families that alarm on their own; each has a part of the budget. The groups of "fleet" are agents."""
 SHARES = len(FAMILIES) + 1
 """Parts of the budget: one for each family, and one for all paired tests together."""

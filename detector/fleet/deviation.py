@@ -30,7 +30,7 @@ from agent.wire import Probe
 from detector.design_effect import DesignEffect, unknown
 from detector.drift import REFERENCE_RISK
 from detector.fleet.scalars import Agents, Scalars
-from detector.policy import Mask
+from detector.layer_findings import Mask
 from detector.proportions import share_above
 
 SCALARS = ("active share", "mean", "share of non-finite values")

@@ -11,7 +11,8 @@ from detector.correction import benjamini_hochberg
 from detector.finding import WHOLE_LAYER, Cause, ChannelEvidence, Finding
 from detector.fleet import words
 from detector.fleet.deviation import NONFINITE, SCALARS, Fleet
-from detector.policy import WORST, Mask, alert_for, severity_of
+from detector.layer_findings import WORST, Mask
+from detector.policy import alert_for, severity_of
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,6 +43,7 @@ def check_metrics(live: Collection[Watched]) -> Iterator[GaugeMetricFamily]:
             if counts.get("channels")
         )
         yield family(f"reluscope_layer_{name}_ratio", help_text, layer, ratios)
+    yield from _sparsity_metrics(checked)
     yield from _alarm_metrics(checked)
     yield family(
         "reluscope_last_check_timestamp_seconds",
@@ -100,6 +101,27 @@ def _agreement_metrics(seen: Sequence[tuple[tuple[str, str], Agreement]]) -> Ite
         "Share of compared requests with an output beyond the agent's tolerance.",
         (*model, "baseline_kind"),
         (((*key, one.kind), one.mismatch_share) for key, one in seen if one.mismatch_share is not None),
+    )
+
+
+def _sparsity_metrics(checked: Collection[tuple[Watched, Check]]) -> Iterator[GaugeMetricFamily]:
+    layers = [
+        ((w.model, w.version, name), counts)
+        for w, check in checked
+        for name, counts in check.layers.items()
+        if "sparsity" in counts
+    ]
+    yield family(
+        "reluscope_layer_sparsity",
+        "Share of zeros in a rectifier's layer, over requests, channels and positions.",
+        ("model", "version", "layer"),
+        ((key, counts["sparsity"]) for key, counts in layers),
+    )
+    yield family(
+        "reluscope_layer_sparsity_band",
+        "What the layer's share of zeros may be by its reference; bound is low or high.",
+        ("model", "version", "layer", "bound"),
+        (((*key, bound), counts[f"sparsity_{bound}"]) for key, counts in layers for bound in ("low", "high")),
     )
 
 

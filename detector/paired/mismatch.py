@@ -14,10 +14,10 @@ import numpy as np
 from agent.wire import Comparison, Probe
 from detector.correction import benjamini_hochberg
 from detector.finding import Cause, Test
+from detector.layer_findings import WORST
 from detector.paired import statistics, words
 from detector.paired.groups import Group, PairedSettings, joined
 from detector.paired.verdict import Verdict, finding_of
-from detector.policy import WORST
 
 
 def mismatch(group: Group, test: Test, output: Probe, settings: PairedSettings) -> list[Verdict]:

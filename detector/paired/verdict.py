@@ -10,9 +10,10 @@ import numpy as np
 from agent.summary.histogram import Ints
 from agent.wire import Probe
 from detector.finding import Cause, Finding, Test
+from detector.layer_findings import WORST
 from detector.paired import statistics, words
 from detector.paired.groups import Group
-from detector.policy import WORST, alert_for, severity_of
+from detector.policy import alert_for, severity_of
 from detector.store.types import AgentComparison
 
 

@@ -54,7 +54,11 @@ class Layer:
     mean_reference: float | None
     max: float | None
     max_reference: float | None
-    counts: Mapping[str, int] | None
+    sparsity: float | None
+    """Share of zeros by the check shown; only of rectifiers."""
+    band: tuple[float, float] | None
+    """What it may be by the reference."""
+    counts: Mapping[str, float] | None
     """Channels by dead label, and "drifted" and "exploded", of the check shown."""
     tests: tuple[str, ...]
     """Tests with a finding here."""
@@ -223,6 +227,8 @@ def _layers(
         findings = [f for f in check.findings if f.layer == probe.name] if check else []
         drift = next((f for f in findings if f.test == "drift"), None)
         psi = drift.details.get("psi") if drift else None
+        counts = check.layers.get(probe.name) if check else None
+        told = counts if counts and "sparsity" in counts else None
         rows.append(
             Layer(
                 name=probe.name,
@@ -235,7 +241,9 @@ def _layers(
                 mean_reference=mean(then),
                 max=largest(now),
                 max_reference=largest(then),
-                counts=check.layers.get(probe.name) if check else None,
+                sparsity=told["sparsity"] if told else None,
+                band=(told["sparsity_low"], told["sparsity_high"]) if told else None,
+                counts=counts,
                 tests=tuple(dict.fromkeys(f.test for f in findings)),
                 origin=any(f.origin for f in findings),
                 exact_zero=probe.exact_zero,

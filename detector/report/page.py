@@ -124,6 +124,8 @@ def _title(finding: Finding) -> str:
     if finding.test in PAIRED:
         against = finding.details.get("against", "its baseline")
         return f"{finding.layer}: differs from {against}"
+    if finding.test == "sparsity":
+        return f"{finding.layer}: the share of zeros left its band"
     what = {"dead": "dead", "drift": "drifted", "explosion": "exploded"}.get(finding.test, finding.test)
     return f"{finding.layer}: {len(finding.channels):,} of {plural(finding.channels_total, 'channel')} {what}"
 
@@ -144,7 +146,8 @@ def _shape(finding: Finding, channel: int, now: Summary, then: Summary | None) -
 
 def _conclusion(layer: Layer) -> str:
     words = {
-        "dead": "dead channels", "drift": "drifted", "explosion": "exploded", "quantization": "signal lost",
+        "dead": "dead channels", "drift": "drifted", "explosion": "exploded", "sparsity": "zeros left their band",
+        "quantization": "signal lost",
         "hardware": "hardware mismatch", "response": "unlike the response", "fleet": "odd pod",
     }  # fmt: skip
     told = ", ".join(words.get(test, test) for test in layer.tests)

@@ -41,7 +41,7 @@ def queries(version: ModelVersion, since: datetime, now: datetime, check: Check 
             f"FROM dead_channels\nWHERE {checked}\nORDER BY checked_at DESC, position, channel;",
         ),
         (
-            "Findings: drift and explosion",
+            "Findings: drift, explosion and sparsity",
             "SELECT checked_at, layer, test, cause, origin, channels_changed, channels_total, effect,\n"
             "       details ->> 'psi' AS psi, p_value, details ->> 'compared_with' AS compared_with, summary\n"
             f"FROM drift_findings\nWHERE {checked}\nORDER BY checked_at DESC, position;",

@@ -130,6 +130,8 @@ def _told(origin: Finding) -> str:
     if origin.test in NOT_BY_CHANNEL:
         return origin.summary
     where = f"the change begins at {_kind(origin)} {origin.layer}"
+    if origin.test == "sparsity":
+        return f"{where}, whose share of zeros left its band"
     return f"{where}, where {len(origin.channels):,} of {plural(origin.channels_total, 'channel')} {_verb(origin)}"
 
 

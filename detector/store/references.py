@@ -9,7 +9,7 @@ from typing import Any, cast
 import numpy as np
 from sqlalchemy import Connection, RowMapping, insert, literal, select, update
 
-from detector.design_effect import DesignEffect
+from detector.design_effect import DesignEffect, Scatter
 from detector.layered import Layered
 from detector.slots import Slot
 from detector.store import locks
@@ -125,11 +125,14 @@ def _read(rows: Iterable[RowMapping]) -> Layered:
 
 
 def _effect_row(effect: DesignEffect | None) -> dict[str, Any]:
+    scatter = None if effect is None else effect.sparsity
     return {
         "design_effect": None if effect is None else effect.values.tolist(),
         "design_estimate": None if effect is None else effect.estimate,
         "design_windows": None if effect is None else effect.windows,
         "design_requests": None if effect is None else effect.requests_per_window,
+        "sparsity_variance": None if scatter is None else scatter.variance,
+        "sparsity_design": None if scatter is None else scatter.design_effect,
     }
 
 
@@ -139,6 +142,9 @@ def _effect(row: RowMapping) -> DesignEffect:
         estimate=row["design_estimate"],
         windows=row["design_windows"],
         requests_per_window=row["design_requests"],
+        sparsity=(
+            None if row["sparsity_variance"] is None else Scatter(row["sparsity_variance"], row["sparsity_design"])
+        ),
     )
 
 

@@ -56,6 +56,8 @@ def _design_columns() -> list[Column[Any]]:
         Column("design_estimate", Double),
         Column("design_windows", Integer),
         Column("design_requests", Double),
+        Column("sparsity_variance", Double),
+        Column("sparsity_design", Double),
     ]
 
 

@@ -137,7 +137,7 @@ def _alert(name: str, cause: str, layer: str, url: str) -> AlertRow:
 
 
 def _check(at: datetime, findings: tuple[Finding, ...], probes: Sequence[Probe]) -> Check:
-    layers = {
+    layers: dict[str, dict[str, float]] = {
         p.name: {"channels": p.channels or 1, "dead_at_reference": int(p.position == 3), "newly_dead": 0, "dormant": 0,
                  "unresolved": 0, "drifted": 0, "exploded": 0}
         for p in probes

@@ -41,6 +41,7 @@ def finding(
 def check(version_id: int, *findings: Finding, at: datetime = NOW) -> Check:
     """A check that ended at ``at``."""
     counts = {"dead_at_reference": 1, "newly_dead": 3, "dormant": 1, "alive": 3, "drifted": 2, "channels": 8}
+    zeros = {"sparsity": 0.71, "sparsity_low": 0.52, "sparsity_high": 0.58}
     return Check(
         model_version_id=version_id,
         reference_id=None,
@@ -51,7 +52,7 @@ def check(version_id: int, *findings: Finding, at: datetime = NOW) -> Check:
         n=500,
         status="findings" if findings else "ok",
         note="",
-        layers={"relu2": counts, "empty": {"channels": 0}},
+        layers={"relu2": counts | zeros, "empty": {"channels": 0}},
         findings=findings,
         alarms={"drift": {"evidence": 0.25, "alarm": 0.0}, "dead": {"evidence": 10.0, "alarm": 1.0}},
     )

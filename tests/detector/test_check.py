@@ -63,7 +63,11 @@ def test_the_reference_is_not_compared_with_itself(store: FakeStore, rng: np.ran
     assert (check.status, check.n, check.findings) == ("ok", 250, ())
     assert (check.window_start, check.window_end) == (START + 2 * WINDOW, START + 3 * WINDOW)
     assert check.started_at == after(3) <= check.finished_at
-    assert check.layers["relu"] == {
+    relu = check.layers["relu"]
+    zeros = {key: relu.pop(key) for key in ("sparsity", "sparsity_low", "sparsity_high")}
+    assert zeros["sparsity"] == pytest.approx(0.5, abs=0.05)
+    assert zeros["sparsity_low"] < zeros["sparsity"] < zeros["sparsity_high"]
+    assert relu == {
         "dead_at_reference": 0,
         "newly_dead": 0,
         "dormant": 0,
@@ -75,6 +79,7 @@ def test_the_reference_is_not_compared_with_itself(store: FakeStore, rng: np.ran
         "channels": 8,
     }
     assert check.layers["image"]["alive"] == 0  # no rectifier: nothing to call alive
+    assert "sparsity" not in check.layers["image"]
 
 
 def test_a_window_in_its_grace_is_not_read(store: FakeStore, rng: np.random.Generator) -> None:

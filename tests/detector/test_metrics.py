@@ -44,6 +44,10 @@ def test_findings_and_ratios_of_the_latest_check() -> None:
     assert value(exported, "reluscope_layer_dead_ratio", **about, layer="relu2") == 0.5
     assert value(exported, "reluscope_layer_drifted_ratio", **about, layer="relu2") == 0.25
     assert value(exported, "reluscope_layer_dead_ratio", **about, layer="empty") is None
+    assert value(exported, "reluscope_layer_sparsity", **about, layer="relu2") == 0.71
+    assert value(exported, "reluscope_layer_sparsity_band", **about, layer="relu2", bound="low") == 0.52
+    assert value(exported, "reluscope_layer_sparsity_band", **about, layer="relu2", bound="high") == 0.58
+    assert value(exported, "reluscope_layer_sparsity", **about, layer="empty") is None
     assert value(exported, "reluscope_check_requests", **about) == 500
     assert value(exported, "reluscope_alarm_evidence", **about, family="drift") == 0.25
     assert value(exported, "reluscope_alarm_evidence", **about, family="dead") == 10

@@ -81,6 +81,20 @@ def test_names_the_shifted_input() -> None:
     assert "Input shift: the change begins at input image" in verdict(build(story("shift")))
 
 
+def test_tells_of_a_layer_whose_zeros_left_their_band() -> None:
+    store = story("dead")
+    last = store.done[-1]
+    zeros = {"sparsity": 0.713, "sparsity_low": 0.52, "sparsity_high": 0.58}
+    found = replace(last.findings[0], test="sparsity", cause="model_change", severity="warning", details=zeros)
+    layers = last.layers | {found.layer: last.layers[found.layer] | zeros}
+    store.done[-1] = replace(last, findings=(found,), layers=layers)
+    page = build(store)
+    assert "Model change: the change begins at layer conv2/relu, whose share of zeros left its band" in verdict(page)
+    assert "conv2/relu: the share of zeros left its band" in page
+    assert re.search(r'<td class="bad">71\.3\s%<small>52\s%\sto 58\.0\s%</small></td>', page)
+    assert "zeros left their band; origin" in page
+
+
 def test_says_that_nothing_changed_and_against_what() -> None:
     store = story("healthy")
     page = build(store)
@@ -301,7 +315,7 @@ def test_reads_a_real_database_and_its_queries_run(database_url: str) -> None:
         assert row[5:] == pytest.approx((shown[str(row[0])].active, shown[str(row[0])].mean, shown[str(row[0])].max))
     assert len(rows["Timeline"]) == 10 * len(PROBES)
     assert [row[2] for row in rows["Findings: dead channels"]] == [3, 7, 11, 19, 20]
-    assert {row[1] for row in rows["Findings: drift and explosion"]} == {"fc1/relu", "logits"}
+    assert {row[1] for row in rows["Findings: drift, explosion and sparsity"]} == {"fc1/relu", "logits"}
 
 
 def test_sql_literals_are_quoted() -> None:

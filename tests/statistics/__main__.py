@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.statistics import fleets, pages
+from tests.statistics import fleets, pages, sparsity
 from tests.statistics.calibrate import calibrate
 from tests.statistics.exactness import agreements, merging
 from tests.statistics.pages import Page
@@ -21,6 +21,8 @@ from tests.statistics.versus import Sizes, real, synthetic
 
 DELAY_SHARE = 4
 """Of the models of a quiet life, one in so many lives through a change."""
+SPARSITY_SHARE = 15
+"""Likewise, of layers whose sparsity is watched."""
 DELAY_WINDOWS = 300
 """Nobody waits for longer to be told."""
 FLEET_SHARE = 15
@@ -36,6 +38,7 @@ def main() -> None:
         "exactness": _exactness,
         "peers": _peers,
         "fleet": _fleet,
+        "sparsity": _sparsity,
     }
     parser = argparse.ArgumentParser(prog="python -m tests.statistics", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("docs/calibration"))
@@ -86,6 +89,11 @@ def _fleet(options: argparse.Namespace) -> Page:
         fleets.live(each, models, batches, options.workers, options.seed + number) for number, each in enumerate(scenes)
     ]
     return fleets.page(*found)
+
+
+def _sparsity(options: argparse.Namespace) -> Page:
+    layers, windows = max(options.models // SPARSITY_SHARE, 2), options.windows // 3
+    return sparsity.page(layers, windows, max(layers // 2, 2), options.workers, options.seed)
 
 
 if __name__ == "__main__":

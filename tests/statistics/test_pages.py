@@ -22,7 +22,7 @@ def first_three(scenes: Callable[[], list[fleets.Scene]]) -> Callable[[], list[f
     return lambda: scenes()[:3]
 
 
-@pytest.mark.parametrize("part", ["calibration", "run-length", "exactness", "peers", "fleet"])
+@pytest.mark.parametrize("part", ["calibration", "run-length", "exactness", "peers", "fleet", "sparsity"])
 def test_every_part_writes_a_page_its_figures_and_its_charts(
     part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -38,7 +38,7 @@ def test_every_part_writes_a_page_its_figures_and_its_charts(
     assert "| --- |" in page
     assert json.loads((tmp_path / f"{part}.json").read_text())
     charts = list(tmp_path.glob("*.svg"))
-    assert bool(charts) == (part not in ("exactness", "fleet"))
+    assert bool(charts) == (part not in ("exactness", "fleet", "sparsity"))
     for chart in charts:
         assert ElementTree.parse(chart).getroot().tag.endswith("svg")
         assert f"({chart.name})" in page
