@@ -85,7 +85,7 @@ def traffic(url: str) -> Iterator[None]:
         thread.join()
 
 
-def wait_for(what: str, probe: Callable[[], Any], seconds: float = 60) -> Any:
+def wait_for(what: str, probe: Callable[[], Any], seconds: float = 120) -> Any:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         found = probe()
