@@ -26,9 +26,8 @@ from tests.statistics.rates import CONFIDENCE
 from tests.statistics.tables import table
 
 CHANNELS = 8
-REFERENCE_WINDOWS = 12
-REFERENCE_REQUESTS = 500
-"""In each of these windows."""
+REFERENCE_WINDOWS, REFERENCE_REQUESTS = 12, 500
+"""Windows, and requests in each."""
 LAYERS = ("image", "conv1", "conv2")
 TIGHT = 20.0
 """Batches between false alarms: a budget that nulls are held against."""
