@@ -119,10 +119,12 @@ def prepare(
     began = time.monotonic()
     empty = _blank(version, now)
     closed = now - timedelta(seconds=settings.grace_seconds)
-    base = reference_choice.ensure(store, version, settings.reference_requests, closed)
+    wanted = settings.reference_requests, settings.reference_windows
+    base = reference_choice.ensure(store, version, wanted[0], closed, wanted[1])
     if base is None:
-        seen = sum(span.n for span in store.spans(version.id, version.first_seen, closed))
-        return replace(empty, n=seen, note=f"{seen} of {settings.reference_requests} requests for a reference"), None
+        spans = store.spans(version.id, version.first_seen, closed)
+        note = f"{reference_choice.seen(spans, *wanted)} for a reference"
+        return replace(empty, n=sum(span.n for span in spans), note=note), None
     empty = replace(empty, reference_id=base.id, note="")
     stored = store.alarm_state(version.id)
     state = _current(stored, base, closed, settings)

@@ -179,8 +179,11 @@ def _listed(newest: Mapping[str, Floats], evidence: Evidence, rate: float) -> di
     masks = reject_together_e(combined, rate)
     if not any(mask.any() for mask in masks.values()):
         known = {name: float(values.mean()) for name, values in combined.items() if len(values)}
-        if known:
-            worst = max(known, key=lambda name: known[name])
+        # What the batch lacks may hold the evidence: then no other is to blame, and the alarm is about to end.
+        days = max(evidence.days, 1e-9)
+        absent = [float(r.mean()) / days / 2 for name, r in evidence.layers.items() if name not in newest and r.size]
+        worst = max(known, key=lambda name: known[name], default=None)
+        if worst is not None and known[worst] >= max(absent, default=0.0):
             masks[worst][int(combined[worst].argmax())] = True
     return masks
 

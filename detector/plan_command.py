@@ -14,7 +14,7 @@ from detector.plan import Question, plan, sentence
 _HELP = {
     "requests_per_second": "Requests that will be replayed, after sampling, all agents together.",
     "effect": "Cohen's omega of the smallest shift that must be found, in a single channel.",
-    "false_page_days": "The alarm budget: at most one false page per model in so many days.",
+    "false_page_days": "The alarm budget: at most one false page per model version in so many days.",
     "layers": "Layers observed.",
     "channels": "Channels of the layer with the shift.",
     "min_effect": "Cohen's omega up to which a shift does not matter.",

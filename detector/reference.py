@@ -96,6 +96,7 @@ def offline_(database_url: str, model: str, version: str | None, file: Path, eff
 @_model
 @_version
 @click.option("--requests", default=1000, show_default=True, type=click.IntRange(min=1), help="Requests to take.")
+@click.option("--windows", default=10, show_default=True, type=click.IntRange(min=1), help="Windows to take at least.")
 @click.option(
     "--source",
     type=click.Choice(["first-requests", "previous-version"]),
@@ -111,6 +112,7 @@ def auto(
     model: str,
     version: str | None,
     requests: int,
+    windows: int,
     source: str,
     effect: float,
     min_effect: float,
@@ -120,9 +122,9 @@ def auto(
     need, now = _need(effect, min_effect), datetime.now(UTC)
     with _session(database_url, model, version) as (store, found):
         if source == "previous-version":
-            made = reference_choice.from_previous(store, found, requests, now)
+            made = reference_choice.from_previous(store, found, requests, now, windows)
         else:
-            made = reference_choice.from_first_requests(store, found, requests, now, need, weekday_dates)
+            made = reference_choice.from_first_requests(store, found, requests, now, need, weekday_dates, windows)
         _print([made], found)
 
 

@@ -44,29 +44,35 @@ class NoReference(Exception):
     """A reference cannot be made; the message says what is missing."""
 
 
-def ensure(store: ReferenceStore, version: ModelVersion, requests: int, until: datetime) -> Reference | None:
+def ensure(
+    store: ReferenceStore, version: ModelVersion, requests: int, until: datetime, windows: int = 1
+) -> Reference | None:
     """The version's reference, made if there is none yet; None where it cannot be made yet.
 
     A version that replaces another with the same probes is compared with that one's reference, so that a bad
-    deployment is seen at once. Any other waits for its own first ``requests`` requests in windows closed by ``until``.
+    deployment is seen at once. Any other waits for its own first ``requests`` requests, in at least ``windows`` windows
+    that closed by ``until``.
     """
     existing = store.reference(version.id)
     if existing is not None:
         return existing
-    for make in (from_previous, from_first_requests):
-        with suppress(NoReference):
-            return make(store, version, requests, until)
+    with suppress(NoReference):
+        return from_previous(store, version, requests, until, windows)
+    with suppress(NoReference):
+        return from_first_requests(store, version, requests, until, windows=windows)
     return None
 
 
-def from_previous(store: ReferenceStore, version: ModelVersion, requests: int, until: datetime) -> Reference:
+def from_previous(
+    store: ReferenceStore, version: ModelVersion, requests: int, until: datetime, windows: int = 1
+) -> Reference:
     """Adopts the reference of the version before; raises NoReference where there is none or the probes differ."""
     previous = store.previous_version(version.id)
     if previous is None:
         raise NoReference(f"{version.model}@{version.version} has no version before it")
     if not same_probes(store.probes(previous.id), store.probes(version.id)):
         raise NoReference(f"the probes of {previous.version} and {version.version} differ")
-    source = ensure(store, previous, requests, until)
+    source = ensure(store, previous, requests, until, windows)
     if source is None:
         raise NoReference(f"version {previous.version} has no reference")
     return _save(
@@ -89,20 +95,21 @@ def from_first_requests(
     until: datetime,
     need: Need | None = None,
     weekday_dates: int = WEEKDAY_DATES,
+    windows: int = 1,
 ) -> Reference:
-    """Makes a reference of the first ``requests`` requests; raises NoReference where there are fewer.
+    """Makes a reference of the first ``requests`` requests, in ``windows`` windows or more; raises NoReference where
+    there are fewer.
 
     With ``need`` it is refused, too, where it would hide the shift that must show. An hour of a weekday with windows on
     ``weekday_dates`` dates gets a reference of its own.
     """
-    span = _first_spans(store, version, requests, until)
-    if span is None:
-        seen = sum(one.n for one in store.spans(version.id, version.first_seen, until))
+    spans = store.spans(version.id, version.first_seen, until)
+    first = _first_spans(spans, requests, windows)
+    if first is None:
         raise NoReference(
-            f"{version.model}@{version.version} has {seen} of {requests} requests in closed windows: "
-            "wait, or ask for fewer"
+            f"{version.model}@{version.version} has {seen(spans, requests, windows)}: wait, or ask for fewer"
         )
-    return _from_spans(store, version, "first_requests", span, need, weekday_dates)
+    return _from_spans(store, version, "first_requests", first, need, weekday_dates)
 
 
 def from_windows(
@@ -159,12 +166,17 @@ def same_probes(a: Sequence[Probe], b: Sequence[Probe]) -> bool:
     )
 
 
-def _first_spans(store: ReferenceStore, version: ModelVersion, requests: int, until: datetime) -> list[Span] | None:
-    spans = store.spans(version.id, version.first_seen, until)
-    total = 0
+def seen(spans: Sequence[Span], requests: int, windows: int) -> str:
+    """How far the first requests of a version have come to be a reference: what there is too little of."""
+    total, full = sum(span.n for span in spans), sum(span.n > 0 for span in spans)
+    return f"{total} of {requests} requests" if total < requests else f"{full} of {windows} windows"
+
+
+def _first_spans(spans: list[Span], requests: int, windows: int) -> list[Span] | None:
+    total = full = 0
     for count, span in enumerate(spans, start=1):
-        total += span.n
-        if total >= requests:
+        total, full = total + span.n, full + (span.n > 0)
+        if total >= requests and full >= windows:
             return spans[:count]
     return None
 

@@ -11,6 +11,9 @@ from detector.design_effect import DesignEffect, worst
 from detector.drift import REFERENCE_RISK
 from detector.values import tolerance
 
+LEAST_WINDOWS = 3
+"""Of a reference: with fewer, requests that come in sessions raise false alarms."""
+
 
 @dataclass(frozen=True, slots=True)
 class Need:
@@ -47,8 +50,17 @@ def shortfall(n: int, effects: Mapping[str, DesignEffect], need: Need) -> str | 
     effect = worst(effects)
     needed = requests_needed(need, effect)
     if n >= needed:
-        return None
+        return _too_few_windows(n, max((effect.windows for effect in effects.values()), default=0))
     return (
         f"{n} requests are too few: with a design effect of {effect:.2f} a reference that lets a shift of omega "
         f"{need.effect:g} show needs {needed}; {needed - n} more, or state a larger --effect"
+    )
+
+
+def _too_few_windows(n: int, windows: int) -> str | None:
+    if windows >= LEAST_WINDOWS:
+        return None
+    return (
+        f"{n} requests in {windows} window{'s' * (windows != 1)} do not tell how much requests hang together: "
+        f"take {LEAST_WINDOWS} windows at least, better ten"
     )

@@ -40,6 +40,8 @@ SHARES = len(FAMILIES) + 1
 """Parts of the budget: one for each family, and one for all paired tests together."""
 MAX_E = 1e15
 """Largest e-value of one window. Two such windows exceed any sensible budget; no p-value is exact further out."""
+IDLE = 0.5
+"""The e-value of a test that says nothing, p = 1."""
 CEILING = 10.0
 """Of the threshold: evidence above it is forgotten, so that an alarm ends a few windows after its cause has."""
 
@@ -88,13 +90,17 @@ def calibrate(p_value: Floats, largest: float = MAX_E) -> Floats:
 def advance(before: Evidence, e_values: Mapping[str, Floats], days: float, limit: float) -> Evidence:
     """Takes in one window of ``days`` days; ``limit`` is `threshold`'s A.
 
-    A layer that this window lacks stays as it was but for the time; one that was not there before, or had another
-    shape, starts at zero. An alarm holds until the level is below ``limit`` again; then all starts anew.
+    A layer that this window lacks stays as it was but for the time; in an alarm its evidence halves, or an alarm on
+    what is observed no more would never end. One that was not there before, or had another shape, starts at zero. An
+    alarm holds until the level is below ``limit`` again; then all starts anew.
     Raises ValueError where ``days`` or ``limit`` is not positive, or an e-value is negative or NaN.
     """
     if not days > 0 or not limit > 0:
         raise ValueError(f"days and limit must be positive: {days}, {limit}")
-    layers: dict[str, Floats] = {name: values + days for name, values in before.layers.items()}
+    layers: dict[str, Floats] = {
+        name: (values + days) * (IDLE if before.alarm and name not in e_values else 1.0)
+        for name, values in before.layers.items()
+    }
     for name, values in e_values.items():
         if not (values >= 0).all():
             raise ValueError(f"an e-value of layer {name} is negative or not a number")

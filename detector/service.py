@@ -206,13 +206,14 @@ def _api_version(_: click.Context, __: click.Parameter, value: str | None) -> tu
 
 
 _CHECK_HELP = {
-    "false_page_days": "The alarm budget: at most one false page per model in so many days.",
+    "false_page_days": "The alarm budget: at most one false page per model version in so many days.",
     "fdr": "Share of false channels among those that a finding lists.",
     "min_effect": "Cohen's omega up to which a shift does not matter.",
     "min_requests": "Requests that a check needs.",
     "lookback_windows": "Windows that may be joined to reach them.",
     "lookback_seconds": "Windows older than this are not used any more.",
     "reference_requests": "First requests of a deployment that become its reference.",
+    "reference_windows": "Windows that this reference has at least: fewer do not tell how much requests hang together.",
     "min_active_rate": "Channels active more seldom in the reference are not called dead.",
     "grace_seconds": "How long after its end a window may still grow.",
     "check_interval": "Seconds between checks.",

@@ -10,7 +10,7 @@ class CheckSettings:
     """Raises ValueError, naming the settings, where one is out of range."""
 
     false_page_days: float = 90.0
-    """The alarm budget: at most one false page per model in so many days."""
+    """The alarm budget: at most one false page per model version in so many days."""
     fdr: float = 0.05
     """Share of false channels among those that a finding lists; pages are governed by the budget alone."""
     min_effect: float = 0.1
@@ -22,6 +22,8 @@ class CheckSettings:
     """Windows older than this are not used any more; after a silence as long, evidence begins anew."""
     reference_requests: int = 1000
     """Requests after a deployment that make the automatic reference."""
+    reference_windows: int = 10
+    """Windows that it has at least: what they differ by tells how much requests hang together."""
     min_active_rate: float = 0.01
     """Channels active more seldom than this in the reference are not called dead."""
     grace_seconds: float = 5.0
@@ -40,11 +42,12 @@ class CheckSettings:
         bounds = {
             "false_page_days": self.false_page_days > 0,
             "fdr": 0 < self.fdr < 1,
-            "min_effect": self.min_effect >= 0,
+            "min_effect": 0 <= self.min_effect < 2,
             "min_requests": self.min_requests >= 1,
             "lookback_windows": self.lookback_windows >= 1,
             "lookback_seconds": self.lookback_seconds > 0,
             "reference_requests": self.reference_requests >= 1,
+            "reference_windows": self.reference_windows >= 1,
             "min_active_rate": 0 < self.min_active_rate < 1,
             "grace_seconds": self.grace_seconds >= 0,
             "explosion_factor": self.explosion_factor > 1,

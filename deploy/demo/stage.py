@@ -125,6 +125,7 @@ def _detector_options(stage: Stage) -> list[str]:
         *stage.broker.options(),
         *("--check-interval", str(CHECK_SECONDS)),
         *("--reference-requests", str(REFERENCE_REQUESTS)),
+        *("--reference-windows", "3"),  # of a demo: its requests are independent
         *("--grace-seconds", str(GRACE_SECONDS)),
     ]
 

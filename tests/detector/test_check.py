@@ -14,7 +14,7 @@ from detector.store.types import ModelVersion
 from tests.detector.fakes import START, WINDOW, FakeStore, probe, rectified, summarise
 
 PROBES = [probe("image", 0, 1, "input"), probe("relu", 1, 8)]
-SETTINGS = CheckSettings(min_requests=200, reference_requests=400)
+SETTINGS = CheckSettings(min_requests=200, reference_requests=400, reference_windows=1)
 GRACE = timedelta(seconds=10)
 
 
@@ -95,7 +95,7 @@ def test_as_few_of_the_newest_windows_as_hold_enough_requests(store: FakeStore, 
     check = run_check(store, version, SETTINGS, after(12))
     # The first five make the reference, then two batches of three windows; the last window waits for more.
     assert (check.n, check.window_start) == (270, START + 8 * WINDOW)
-    few = CheckSettings(min_requests=200, reference_requests=400, lookback_windows=2)
+    few = CheckSettings(min_requests=200, reference_requests=400, reference_windows=1, lookback_windows=2)
     check = run_check(store, version, few, after(12))
     assert (check.status, check.n, check.note) == ("too_few_requests", 180, "180 of 200 requests")
 

@@ -17,7 +17,7 @@ from detector.store.types import ModelVersion
 from tests.detector.fakes import START, WINDOW, FakeStore, probe, rectified, summarise
 
 PROBES = [probe("image", 0, 1, "input"), probe("relu", 1, 8)]
-SETTINGS = CheckSettings(min_requests=200, reference_requests=5000)
+SETTINGS = CheckSettings(min_requests=200, reference_requests=5000, reference_windows=1)
 GRACE = timedelta(seconds=10)
 REFERENCE_WINDOWS = 20
 

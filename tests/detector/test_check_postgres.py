@@ -16,7 +16,7 @@ from detector.store import LostOwnership, Store
 from tests.detector.fakes import START, WINDOW, probe, rectified, summarise
 
 PROBES = (probe("image", 0, 1, "input"), probe("relu", 1, 8))
-SETTINGS = CheckSettings(reference_requests=800)
+SETTINGS = CheckSettings(reference_requests=800, reference_windows=1)
 
 
 def milliseconds(at: datetime) -> int:
@@ -47,7 +47,7 @@ def test_a_bad_deployment_is_found_against_the_version_before(database_url: str)
     now = START + 3 * WINDOW + timedelta(seconds=10)
     assert [check.status for check in run_all(store, SETTINGS, now, {})] == ["ok"]
 
-    store.ingest("windows", 0, 10, 20, messages("2", 3, 4, dead=3))
+    store.ingest("windows", 0, 10, 20, messages("2", 3, 6, dead=3))  # the last two have not closed yet
     [bad] = run_all(store, SETTINGS, now + WINDOW, {"ReluscopeDeadNeurons": 1})  # version 1 is superseded
     assert bad.status == "findings"
     assert [(f.layer, f.test, f.cause, f.channels, f.origin) for f in bad.findings] == [
@@ -61,7 +61,19 @@ def test_a_bad_deployment_is_found_against_the_version_before(database_url: str)
     assert shown.exit_code == 0, shown.output
     assert "References of digits@2" in shown.output
     assert "previous_version" in shown.output
-    arguments = ["auto", "--model", "digits", "--requests", "400", "--effect", "0.5", "--database-url", database_url]
+    arguments = [
+        "auto",
+        "--model",
+        "digits",
+        "--requests",
+        "400",
+        "--windows",
+        "3",
+        "--effect",
+        "0.5",
+        "--database-url",
+        database_url,
+    ]
     made = CliRunner().invoke(reference.command, arguments)
     assert "first_requests" in made.output
     store.close()

@@ -19,7 +19,7 @@ from detector.store import Store
 from tests.detector.fakes import START, WINDOW, FakeStore, probe, rectified, summarise
 
 PROBES = [probe("image", 0, 1, "input"), probe("relu", 1, 8), probe("late", 2, 8)]
-SETTINGS = CheckSettings(reference_requests=2000, lookback_seconds=3600)
+SETTINGS = CheckSettings(reference_requests=2000, reference_windows=1, lookback_seconds=3600)
 GRACE = timedelta(seconds=10)
 REFERENCE_WINDOWS = 4
 PODS = ("pod-a", "pod-b", "pod-c", "pod-d")

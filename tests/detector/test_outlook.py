@@ -27,7 +27,7 @@ def test_it_asks_for_the_rate_the_width_and_the_reference_that_are_there() -> No
 def test_the_shift_it_is_asked_about_is_above_the_tolerated_one() -> None:
     play = Play()
     play.add()
-    tolerant = CheckSettings(min_effect=0.5, reference_requests=SETTINGS.reference_requests)
+    tolerant = CheckSettings(min_effect=0.5, reference_requests=SETTINGS.reference_requests, reference_windows=1)
     checked = run_check(play.store, play.version, tolerant, START + play.windows * WINDOW + GRACE)
     asked = question_for(play.store, checked, tolerant)
     assert asked is not None

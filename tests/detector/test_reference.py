@@ -14,6 +14,7 @@ import pytest
 import structlog
 from click.testing import CliRunner, Result
 
+from agent.summary import empty
 from agent.wire import Envelope, ProbeWindow, Window, encode
 from detector import reference
 from detector.design_effect import unknown
@@ -155,13 +156,13 @@ def run(*arguments: str) -> Result:
 
 def test_the_command_sets_from_windows_and_prints_a_table(door: Door) -> None:
     result = run(
-        "set", "--model", "digits", "--from", "2026-01-31T12:01:00", "--to", "2026-01-31T12:03:00Z", "--effect", "0.5"
+        "set", "--model", "digits", "--from", "2026-01-31T12:01:00", "--to", "2026-01-31T12:04:00Z", "--effect", "0.5"
     )
     assert result.exit_code == 0, result.output
     assert "References of digits@1" in result.output
     assert "2026-01-31T12:01:00+00:00" in result.output
-    assert [one.n for one in door.saved_references] == [500]
-    assert re.search(r"  500  +none  ", result.output)  # too short for slots
+    assert [one.n for one in door.saved_references] == [750]
+    assert re.search(r"  750  +none  ", result.output)  # too short for slots
 
 
 def test_the_command_says_which_slots_a_reference_has(door: Door) -> None:
@@ -186,12 +187,24 @@ def test_the_command_says_which_slots_a_reference_has(door: Door) -> None:
 def test_the_command_makes_one_from_the_first_requests_and_lists_the_newest_first(door: Door) -> None:
     from_windows(door, door.known[1], START, START + WINDOW)
     windows = dict(door.windows)
-    assert run("auto", "--model", "digits", "--requests", "700").exit_code == 0
+    assert run("auto", "--model", "digits", "--requests", "700", "--windows", "3").exit_code == 0
     door.windows.update(windows)
     result = run("show", "--model", "digits", "--version", "1")
     lines = result.output.splitlines()
     assert ["first_requests" in line for line in lines[2:]] == [True, False]
     assert ["  yes  " in line for line in lines[2:]] == [True, False]
+
+
+def test_the_automatic_reference_waits_for_windows_that_differ(store: FakeStore) -> None:
+    version = store.add_version("1", PROBES)
+    fill(store, version, 3)
+    assert ensure(store, version, 250, LATER, windows=4) is None
+    store.add_window(version, {"relu": empty(8)}, START + 3 * WINDOW)
+    assert ensure(store, version, 250, LATER, windows=4) is None  # a window without requests differs by nothing
+    fill(store, version, 5)
+    made = ensure(store, version, 250, LATER, windows=4)
+    assert made is not None
+    assert {effect.windows for effect in made.effects.values()} == {4}
 
 
 def test_a_reference_that_would_hide_the_shift_is_refused_with_the_number_of_requests_still_needed(
@@ -260,7 +273,12 @@ def run_messages(version: ModelVersion, windows: int) -> list[Envelope]:
     [
         (["offline", "--model", "digits", "/nowhere/run.bin"], "/nowhere/run.bin: No such file"),
         (["auto", "--model", "digits", "--effect", "0.1"], "must be above the tolerated one"),
-        (["auto", "--model", "digits", "--requests", "200"], "requests are too few"),
+        (["auto", "--model", "digits", "--requests", "200", "--windows", "1"], "requests are too few"),
+        (
+            ["auto", "--model", "digits", "--requests", "500", "--windows", "1", "--effect", "0.6"],
+            "in 2 windows do not",
+        ),
+        (["auto", "--model", "digits", "--requests", "500"], "has 5 of 10 windows"),
         (["show", "--model", "digits"], "digits@1 has no reference yet"),
         (["show", "--model", "letters", "--version", "3"], "letters@3 is unknown"),
         (["auto", "--model", "digits", "--requests", "9000"], "has 1250 of 9000 requests"),

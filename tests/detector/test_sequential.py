@@ -100,6 +100,16 @@ def test_parts_of_a_channel_have_processes_of_their_own() -> None:
     assert channel_e(evidence, {"relu": e})["relu"] == pytest.approx([(e.mean() + evidence.level / 10) / 2])
 
 
+def test_an_alarm_on_a_layer_that_is_observed_no_more_ends() -> None:
+    evidence = advance(Evidence(), {"late": np.full(8, 1e9), "relu": np.ones(8)}, 1.0, 100.0)
+    assert evidence.alarm
+    alarms = []
+    for _ in range(8):
+        evidence = advance(evidence, {"relu": np.full(8, 0.5)}, 1.0, 100.0)
+        alarms.append(evidence.alarm)
+    assert alarms == [True] * 3 + [False] * 5
+
+
 def test_layers_that_come_go_or_change_their_width_raise_nothing() -> None:
     evidence = advance(Evidence(), {"relu": np.array([1.0, 1.0])}, 1.0, 1e6)
     evidence = advance(evidence, {"late": np.array([2.0])}, 1.0, 1e6)

@@ -19,7 +19,7 @@ from tests.detector.fakes import START, WINDOW, probe, rectified, summarise
 
 PROBES = (probe("image", 0, 1, "input"), probe("relu", 1, 128))
 REFERENCE_WINDOWS = 12
-SETTINGS = CheckSettings(reference_requests=REFERENCE_WINDOWS * 400)
+SETTINGS = CheckSettings(reference_requests=REFERENCE_WINDOWS * 400, reference_windows=1)
 
 
 def messages(first: int, last: int, zeros: float = 0.5) -> list[Envelope]:
@@ -72,7 +72,9 @@ def test_a_layer_that_grows_sparse_as_a_whole_is_found(database_url: str) -> Non
 def test_the_scatter_of_a_single_window_is_kept_as_it_is(database_url: str) -> None:
     store = Store(database_url)
     store.ingest("windows", 0, None, 1, messages(0, 2))
-    check = run_check(store, store.versions(START)[0], CheckSettings(reference_requests=400), START + closed(2))
+    check = run_check(
+        store, store.versions(START)[0], CheckSettings(reference_requests=400, reference_windows=1), START + closed(2)
+    )
     base = store.reference(check.model_version_id)
     assert base is not None
     scatter = base.effects["relu"].sparsity

@@ -117,7 +117,8 @@ def test_a_bad_deploy_pages_with_its_runbook(
         detector = reluscope(
             "detector", *bus, "--group", topic, "--database-url", database_url,
             "--port", detector_url.rpartition(":")[2],
-            "--check-interval", "2", "--reference-requests", "300", "--min-requests", "100", "--grace-seconds", "1",
+            "--check-interval", "2", "--reference-requests", "300", "--reference-windows", "3", "--min-requests", "100",
+            "--grace-seconds", "1",
         )  # fmt: skip
         agent = reluscope(
             "agent", *bus, "--repository", str(repository), "--state-dir", str(tmp_path / "state"),
