@@ -46,6 +46,8 @@ class Dead:
     """Likelihood ratio of "nearly dead" to "as active as the reference at least was"; 0 where not eligible."""
     p_revived: Floats
     """One-shot, where the reference was silent: the chance of so many active requests. 1 elsewhere."""
+    design_effect: Floats
+    """Requests that prove as much as one independent request does."""
 
     @property
     def rate(self) -> Floats:
@@ -91,6 +93,7 @@ def dead(
         p_value=p_value,
         e_value=np.where(eligible, likelihood_ratio(k * share, n * share, lower), 0.0),
         p_revived=p_revived,
+        design_effect=1 / share,
     )
 
 
@@ -103,16 +106,19 @@ def label(result: Dead, rejected: NDArray[np.bool_], revived: NDArray[np.bool_] 
     return np.select(conditions, LABELS[:5], default="alive")
 
 
-def requests_needed(lower: Floats, level: float, alternative: float = 0.0) -> Floats:
+def requests_needed(
+    lower: Floats, level: float, alternative: float = 0.0, design_effect: Floats | float = 1.0
+) -> Floats:
     """Requests without a single activation that settle, at ``level``, that a channel died.
 
-    ln(level) / ln((1 - lower) / (1 - alternative * lower)). ``level`` is the error rate divided by the number of
-    channels; ``alternative`` is `DORMANT_FALL` for the sequential test, 0 for the one-shot bound. Inf where ``lower``
-    is 0.
+    design_effect * ln(level) / ln((1 - lower) / (1 - alternative * lower)). ``level`` is the error rate divided by the
+    number of channels; ``alternative`` is `DORMANT_FALL` for the sequential test, 0 for the one-shot bound. Inf where
+    ``lower`` is 0.
     """
     bound = np.minimum(lower, 1 - 1e-12)
     with np.errstate(divide="ignore"):
-        return np.asarray(np.ceil(np.log(level) / (np.log1p(-bound) - np.log1p(-alternative * bound))), np.float64)
+        independent = np.log(level) / (np.log1p(-bound) - np.log1p(-alternative * bound))
+    return np.asarray(np.ceil(design_effect * independent), np.float64)
 
 
 def likelihood_ratio(k: Counts, n: Counts, lower: Floats) -> Floats:

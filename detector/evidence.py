@@ -13,6 +13,9 @@ from detector.explosion import Explosion
 from detector.finding import ChannelEvidence
 from detector.sparsity import Sparsity
 
+EARLIER = "in earlier windows; the newest alone do not show it"
+"""Of a finding whose alarm still stands on evidence of the past."""
+
 
 def of_dead(
     layer: str, dead: Dead, labels: NDArray[np.str_], needed: NDArray[np.float64], channel: int
@@ -122,31 +125,46 @@ def sparsity_details(zeros: Sparsity) -> dict[str, float]:
     }
 
 
-def dead_sentence(layer: str, labels: dict[str, int], channels: int, n: int) -> str:
-    """Of a dead finding."""
+def dead_sentence(layer: str, labels: dict[str, int], channels: int, n: int, shown: bool) -> str:
+    """Of a dead finding; ``shown`` is whether the newest windows alone show it."""
     parts = []
     if labels["newly_dead"]:
         parts.append(f"{labels['newly_dead']} died")
     if labels["dormant"]:
         parts.append(f"{labels['dormant']} nearly died")
-    text = f"{layer}: of {channels} channels {' and '.join(parts)} in the last {n} requests"
+    time = f"in the last {n} requests" if shown else EARLIER
+    text = f"{layer}: of {channels} channels {' and '.join(parts)} {time}"
     if labels["dead_at_reference"]:
         text += f"; {labels['dead_at_reference']} were dead before"
     return text
 
 
-def drift_sentence(probe: Probe, drifted: int, channels: int, effect: float, psi: float) -> str:
-    """Of a drift finding."""
+def drift_sentence(probe: Probe, drifted: int, channels: int, effect: float, psi: float, shown: bool) -> str:
+    """Of a drift finding; ``shown`` is whether the newest windows alone show it."""
     what = {"input": "input ", "output": "output "}.get(probe.kind, "")
-    worst = f"the worst by omega {effect:.2f} (PSI {psi:.2f})"
-    return f"{what}{probe.name}: {drifted} of {channels} channels drifted, {worst}"
+    text = f"{what}{probe.name}: {drifted} of {channels} channels drifted"
+    return f"{text}, the worst by omega {effect:.2f} (PSI {psi:.2f})" if shown else f"{text} {EARLIER}"
 
 
-def explosion_sentence(layer: str, exploded: int, channels: int, growth: float, nonfinite: int) -> str:
-    """Of an explosion finding."""
-    worst = f"the worst to {growth:.3g} times the reference's maximum"
-    text = f"{layer}: {exploded} of {channels} channels exploded, {worst}"
-    return f"{text}; up to {nonfinite} requests not finite" if nonfinite else text
+def explosion_sentence(layer: str, result: Explosion, exploded: NDArray[np.bool_], shown: bool) -> str:
+    """Of an explosion finding on the channels ``exploded``; ``shown`` is whether the newest windows alone show it.
+
+    Growth is told of channels with requests beyond the limit only: one that is not finite may not have grown at all.
+    """
+    channels = len(exploded)
+    if not shown:
+        return f"{layer}: {int(exploded.sum())} of {channels} channels exploded {EARLIER}"
+    grown, lost = exploded & result.grown, exploded & (result.nonfinite > 0)
+    parts = []
+    if grown.any():
+        beyond = bool(result.exceeding[grown].any())
+        growth, what = (result.growth, "maximum") if beyond else (result.tail_growth, "99 % quantile")
+        worst = f"the worst to {growth[grown].max():.3g} times the reference's {what}"
+        parts.append(f"{int(grown.sum())} of {channels} channels exploded, {worst}")
+    if lost.any():
+        requests = int(result.nonfinite[lost].max())
+        parts.append(f"{int(lost.sum())} of {channels} channels are not finite in up to {requests} requests")
+    return f"{layer}: {'; '.join(parts)}"
 
 
 def percent(share: float) -> str:

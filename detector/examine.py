@@ -133,16 +133,18 @@ def judge(
         if family != "fleet"  # whose groups are agents, see `judge_fleet`
     }
     revived = reject_together({name: result.p_revived for name, result in measured.deaths.items()}, CAUSE_LEVEL)
-    eligible = max(1, sum(len(result.eligible) for result in measured.deaths.values()))
-    # A silent channel alone reaches the threshold at this likelihood ratio.
-    level = days / (threshold(settings.false_page_days) * eligible)
+    # The level is a mean over layers of means over channels, so one silent channel must bring in the sum of both alone.
+    dead_layers = measured.deaths.keys() | evidence["dead"].layers.keys()
+    layer_sum = threshold(settings.false_page_days) * len(dead_layers)
     results = []
     for probe in measured.probes:
         name = probe.name
         verdict = None
         if (death := measured.deaths.get(name)) is not None:
             labels = label(death, listed["dead"][name] & death.fallen, revived[name])
-            verdict = Verdict(death, labels, requests_needed(death.lower, level, DORMANT_FALL))
+            level = days / (layer_sum * len(death.lower))
+            needed = requests_needed(death.lower, level, DORMANT_FALL, death.design_effect)
+            verdict = Verdict(death, labels, needed)
         results.append(
             LayerResult(
                 probe=probe,

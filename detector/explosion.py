@@ -37,6 +37,11 @@ class Explosion:
     n: Ints
     n_reference: Ints
 
+    @property
+    def grown(self) -> NDArray[np.bool_]:
+        """Channels with requests beyond a limit; others may not be finite, and have grown by nothing."""
+        return np.asarray((self.exceeding > 0) | (self.tail_exceeding > 0), np.bool_)
+
 
 def explosion(
     reference: Summary,

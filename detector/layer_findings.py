@@ -21,6 +21,8 @@ from detector.sparsity import Sparsity
 
 WORST = 10
 """Channels of a finding that are shown with their numbers."""
+SHOWN_RISK = 0.01
+"""Chance that the newest windows show a listed channel by themselves where nothing is wrong any more."""
 Mask = NDArray[np.bool_]
 
 
@@ -89,19 +91,20 @@ def _dead_finding(layer: LayerResult, verdict: Verdict) -> Finding:
     shown = tuple(
         evidence.of_dead(layer.probe.name, dead, verdict.labels, verdict.needed, int(channel)) for channel in worst
     )
-    first = int(worst[0])
+    first, now = int(worst[0]), _shown_now(died, dead.p_value)
     labels = {name: int((verdict.labels == name).sum()) for name in ("newly_dead", "dormant", "dead_at_reference")}
     return _finding(
         layer,
         "dead",
         died,
         shown,
-        summary=evidence.dead_sentence(layer.probe.name, labels, layer.current.channels, int(dead.n[first])),
+        summary=evidence.dead_sentence(layer.probe.name, labels, layer.current.channels, int(dead.n[first]), now),
         details={
             **labels,
             "active_rate": float(dead.rate[first]),
             "active_rate_reference": float(dead.rate_reference[first]),
             "requests_needed": float(verdict.needed[first]),
+            "shown_now": now,
         },
     )
 
@@ -113,21 +116,21 @@ def _explosion_finding(layer: LayerResult) -> Finding:
         evidence.of_explosion(layer.probe.name, result, layer.reference, layer.current, int(channel))
         for channel in worst
     )
-    nonfinite = int(result.nonfinite[layer.exploded].max())
+    now = _shown_now(layer.exploded, result.p_value)
     return _finding(
         layer,
         "explosion",
         layer.exploded,
         shown,
-        summary=evidence.explosion_sentence(
-            layer.probe.name, int(layer.exploded.sum()), layer.current.channels, shown[0].effect, nonfinite
-        ),
+        summary=evidence.explosion_sentence(layer.probe.name, result, layer.exploded, now),
         details={
             "growth": shown[0].effect,
             "tail_growth": float(result.tail_growth[worst[0]]),
             "requests_beyond": int(result.exceeding[worst[0]]),
-            "nonfinite": nonfinite,
+            "channels_grown": int((layer.exploded & result.grown).sum()),
+            "nonfinite": int(result.nonfinite[layer.exploded].max()),
             "nonfinite_reference": int(result.nonfinite_reference[layer.exploded].max()),
+            "shown_now": now,
         },
     )
 
@@ -140,14 +143,16 @@ def _drift_finding(layer: LayerResult, drifted: Mask) -> Finding:
         evidence.of_drift(layer.probe.name, result, layer.reference, layer.current, int(channel), float(far))
         for channel, far in zip(worst, distance, strict=True)
     )
-    first = int(worst[0])
+    first, now = int(worst[0]), _shown_now(drifted, result.p_value)
     psi, jensen_shannon = (float(values[0]) for values in result.divergences(worst[:1]))
     return _finding(
         layer,
         "drift",
         drifted,
         shown,
-        summary=evidence.drift_sentence(layer.probe, int(drifted.sum()), layer.current.channels, shown[0].effect, psi),
+        summary=evidence.drift_sentence(
+            layer.probe, int(drifted.sum()), layer.current.channels, shown[0].effect, psi, now
+        ),
         details={
             "psi": psi,
             "jensen_shannon": jensen_shannon,
@@ -155,6 +160,7 @@ def _drift_finding(layer: LayerResult, drifted: Mask) -> Finding:
             "p_parts": dict(zip(PARTS, result.p_parts[first].tolist(), strict=True)),
             "mean": float(layer.current.mean[first]),
             "mean_reference": float(layer.reference.mean[first]),
+            "shown_now": now,
         },
     )
 
@@ -217,6 +223,11 @@ def _finding(
         evidence=shown,
         details=details,
     )
+
+
+def _shown_now(listed: Mask, p_value: NDArray[np.float64]) -> bool:
+    """Whether the newest windows alone show one of the listed channels, Bonferroni; none is while an alarm ends."""
+    return bool(p_value[listed].min() * listed.sum() <= SHOWN_RISK)
 
 
 def _worst(mask: Mask, p_value: NDArray[np.float64], effect: NDArray[np.float64]) -> Ints:

@@ -129,7 +129,7 @@ def dead_requests(question: Question) -> float:
     lower = clopper_pearson_lower(np.array([n0 * question.active_rate]), np.array([n0]))
     # The span of a window matters little to a ratio that grows exponentially: a minute stands for any.
     level = 1 / 1440 / (threshold(question.false_page_days) * question.layers * question.channels)
-    return float(requests_needed(lower, level, DORMANT_FALL)[0] * question.design_effect)
+    return float(requests_needed(lower, level, DORMANT_FALL, question.design_effect)[0])
 
 
 def sentence(question: Question, answer: Plan) -> str:

@@ -132,12 +132,15 @@ def _told(origin: Finding) -> str:
     where = f"the change begins at {_kind(origin)} {origin.layer}"
     if origin.test == "sparsity":
         return f"{where}, whose share of zeros left its band"
-    return f"{where}, where {len(origin.channels):,} of {plural(origin.channels_total, 'channel')} {_verb(origin)}"
+    text = f"{where}, where {len(origin.channels):,} of {plural(origin.channels_total, 'channel')} {_verb(origin)}"
+    return text if origin.details.get("shown_now", True) else f"{text} in earlier windows"
 
 
 def _verb(finding: Finding) -> str:
     if finding.test == "dead" and not finding.details.get("dormant"):
         return "fell silent"
+    if finding.test == "explosion" and finding.details.get("channels_grown") == 0 and finding.details.get("nonfinite"):
+        return "are not finite"
     return _VERBS.get(finding.test, "changed")
 
 

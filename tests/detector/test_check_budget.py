@@ -110,6 +110,18 @@ def test_healthy_windows_never_page_and_an_alarm_ends_after_a_few_of_them() -> N
     assert play.days() < 8 * WINDOW / timedelta(days=1)  # began anew when the alarm ended
 
 
+def test_while_an_alarm_ends_its_findings_speak_of_earlier_windows() -> None:
+    play = Play(seed=3)
+    shifted = [play.step(scale=3.0) for _ in range(4)][-1].findings
+    assert [(f.layer, f.details["shown_now"]) for f in shifted] == [("relu", True)]
+    assert "the worst by omega" in shifted[0].summary
+    ending = play.step().findings
+    assert [f.summary for f in ending] == [
+        "relu: 1 of 8 channels drifted in earlier windows; the newest alone do not show it"
+    ]
+    assert not ending[0].details["shown_now"]
+
+
 def test_a_new_reference_and_a_long_silence_begin_anew_and_old_windows_stay_used() -> None:
     play = Play(seed=2)
     for _ in range(3):

@@ -14,6 +14,7 @@ from detector.evidence import p_text, percent
 from detector.examine import accumulate, judge, measure
 from detector.finding import Cause, Finding, Test
 from detector.policy import alert_for, conclude, severity_of
+from detector.report.words import _verb
 from detector.sequential import Evidence
 from detector.settings import CheckSettings
 from tests.detector.fakes import probe, rectified, summarise
@@ -42,6 +43,8 @@ def find(*changed: str, how: str = "shift", probes: list[Probe] = PROBES) -> tup
             values[:, :2] = 0
         if f"burst:{one.name}" in changed:
             values[:, 1] *= 1e4
+        if f"nan:{one.name}" in changed:
+            values[:, :3] = np.nan
         before[one.name], now[one.name] = summarise(rectified(rng, 1000, channels, zeros)), summarise(values)
     settings, days = CheckSettings(), 5 / 1440
     measured = measure(probes, before, now, settings)
@@ -132,6 +135,15 @@ def test_the_order_of_probes_does_not_matter() -> None:
 def test_alerts_and_severities(test: Test, cause: Cause, alert: str, severity: str) -> None:
     assert alert_for(test, cause) == alert
     assert severity_of(alert) == severity
+
+
+def test_what_is_not_finite_is_not_said_to_have_grown() -> None:
+    lost, *_ = find("nan:conv1")
+    assert lost.summary == "conv1: 3 of 4 channels are not finite in up to 400 requests"
+    assert (lost.details["channels_grown"], lost.details["shown_now"]) == (0, True)
+    assert _verb(lost) == "are not finite"
+    (burst,) = (f for f in find("burst:conv1") if f.test == "explosion")
+    assert (burst.details["channels_grown"], _verb(burst)) == (1, "exploded")
 
 
 def test_findings_speak_to_people_and_fit_into_json() -> None:
