@@ -14,8 +14,9 @@ from agent.summary.histogram import Floats
 from detector.fleet.deviation import Fleet
 from detector.sequential import Evidence, calibrate
 
-LARGEST_E = 500.0
-"""Of one batch: further out than p = 1e-6 the normal law is not trusted. So no single batch raises an alarm."""
+LARGEST_E = 50.0
+"""Of one batch: further out than p = 1e-4 the normal law is not trusted for the mean of few requests with heavy tails.
+So no single batch raises an alarm."""
 
 
 def fitted(before: Evidence, fleet: Fleet | None) -> Evidence:

@@ -41,6 +41,8 @@ def downgrade() -> None:
     """Drops them, and the verdicts and the evidence that the release before knows no name for."""
     op.execute(_DRIFT_FINDINGS + "WHERE f.test IN ('drift', 'explosion')")
     op.execute("DELETE FROM findings WHERE test IN ('sparsity', 'fleet')")
-    op.execute("DELETE FROM alarm_families WHERE family IN ('sparsity', 'fleet')")
+    # Evidence on drift has another shape now; windows that were used stay used.
+    op.execute("DELETE FROM alarm_families WHERE family IN ('drift', 'sparsity', 'fleet')")
+    op.execute("UPDATE checks SET alarms = alarms - 'sparsity' - 'fleet'")
     for table in _TABLES:
         op.execute(f"ALTER TABLE {table} DROP COLUMN sparsity_variance, DROP COLUMN sparsity_design")

@@ -11,7 +11,8 @@ _AGENT_HEALTH = """
 CREATE VIEW agent_health AS
 SELECT v.id AS model_version_id, v.model, v.version, v.digest, w.agent_id,
        p.name AS layer, p.kind, p.op, p.position,
-       w.window_start, w.window_end, w.n, w.active_share, w.mean, w.max, w.nonfinite
+       w.window_start, w.window_end, w.n, w.n * coalesce(p.channels, 0) - w.nonfinite AS finite,
+       w.active_share, w.mean, w.max, w.nonfinite
 FROM agent_windows w
 JOIN probes p ON p.id = w.probe_id
 JOIN model_versions v ON v.id = p.model_version_id

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from functools import reduce
+
 import numpy as np
 import pytest
 
-from detector.fleet import Fleet, e_values, fitted
+from agent.summary import Summary, merge
+from detector.design_effect import unknown
+from detector.fleet import Fleet, compare, e_values, fitted, of_summary
 from detector.fleet.evidence import LARGEST_E
 from detector.sequential import Evidence, advance, threshold, without
-from tests.detector.fakes import probe
+from tests.detector.fakes import probe, summarise
 
 PROBES = (probe("image", 0, 1, "input"), probe("relu", 1, 8))
 WIDTH = 6
@@ -32,6 +36,26 @@ def fleet(p_values: dict[str, float]) -> Fleet:
     )
 
 
+def test_heavy_tails_of_small_pods_beside_a_large_one_are_no_evidence_on_average() -> None:
+    """The mean of 30 log-normal values is far from normal, and the median of such means far below their expectation."""
+    rng, seen = np.random.default_rng(0), []
+
+    def drawn(n: int) -> Summary:
+        return summarise(np.exp(2 * rng.normal(size=(n, 1))) * np.ones((1, 3)))
+
+    relu = probe("relu", 1, 3)
+    reference = drawn(20_000)
+    for _ in range(400):
+        agents = {f"pod-{i}": drawn(n) for i, n in enumerate((30, 30, 30, 3000))}
+        scalars = {name: {"relu": of_summary(one)} for name, one in agents.items()}
+        now = {"relu": reduce(merge, agents.values())}
+        found = compare(scalars, [relu], {"relu": reference}, now, {"relu": unknown(3)})
+        seen.append(list(e_values(Evidence(), found).values()))
+    mean = np.mean(seen, axis=(0, 1))
+    assert (mean <= 1).all(), mean
+    assert np.max(seen) > 5  # it was put to the test
+
+
 def test_no_single_batch_raises_an_alarm_and_few_do() -> None:
     evidence, limit, batches = Evidence(), threshold(90), 0
     while not evidence.alarm:
@@ -40,7 +64,7 @@ def test_no_single_batch_raises_an_alarm_and_few_do() -> None:
         assert e["a"].max() == LARGEST_E
         evidence = advance(evidence, e, 1 / 1440, limit)
         batches += 1
-    assert batches == 3
+    assert batches == 4
 
 
 def test_an_agent_that_a_batch_lacks_loses_half_its_evidence() -> None:

@@ -98,7 +98,10 @@ def test_the_release_before_loses_only_what_it_cannot_name(empty_database_url: s
     with psycopg.connect(psycopg_url(empty_database_url)) as connection:
         assert connection.execute("SELECT count(*) FROM findings").fetchone() == (0,)
         families = connection.execute("SELECT family FROM alarm_families").fetchall()
-    assert sorted(families) == [("dead",), ("drift",), ("explosion",)]
+        layers = connection.execute("SELECT DISTINCT family FROM alarm_layers").fetchall()
+        alarms = connection.execute("SELECT DISTINCT jsonb_object_keys(alarms) FROM checks").fetchall()
+    assert sorted(families) == sorted(layers) == [("dead",), ("explosion",)]
+    assert sorted(alarms) == [("dead",), ("drift",), ("explosion",)]
     move(empty_database_url, scripts)
     # Nothing new has come, and what was kept knows nothing of the band: the widest one holds, and no evidence is there.
     again = run_check(store, store.versions(START)[0], SETTINGS, now)

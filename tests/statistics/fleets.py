@@ -104,7 +104,7 @@ def quiet() -> list[Scene]:
             Scene("equal pods", agents),
             Scene("equal pods, 90 % zeros", agents, zeros=0.9),
             Scene("few requests", agents, requests=30),
-            Scene("one pod has ten times the traffic", agents, first=10, requests=50),
+            Scene("one pod has a hundred times the traffic", agents, first=100, requests=30),
             Scene("sessions of 5", agents, sessions=5),
             Scene("all shifted by 1", agents, moved=1.0),
         ]

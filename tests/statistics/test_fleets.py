@@ -34,7 +34,7 @@ def test_healthy_fleets_keep_the_budget(scene: Scene) -> None:
 @pytest.mark.parametrize("agents", [3, 4, 10])
 def test_an_odd_pod_is_found_within_a_few_batches(agents: int) -> None:
     found = outcome(Scene("odd pod", agents, shift=1.0))
-    assert found.delay()[1] <= 12
+    assert found.delay()[1] <= 14
     assert min(found.found) >= 3  # never by one batch alone
 
 
