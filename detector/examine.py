@@ -130,19 +130,23 @@ def judge(
     listed = {
         family: _listed(measured.e_values(family), evidence[family], settings.fdr)
         for family in FAMILIES
-        if family != "fleet"  # whose groups are agents, see `judge_fleet`
+        if evidence[family].alarm and family != "fleet"  # whose groups are agents, see `judge_fleet`
     }
+
+    def of(family: str, name: str, width: int) -> Mask:
+        return listed.get(family, {}).get(name, np.zeros(width, np.bool_))
+
     revived = reject_together({name: result.p_revived for name, result in measured.deaths.items()}, CAUSE_LEVEL)
     # The level is a mean over layers of means over channels, so one silent channel must bring in the sum of both alone.
     dead_layers = measured.deaths.keys() | evidence["dead"].layers.keys()
     layer_sum = threshold(settings.false_page_days) * len(dead_layers)
     results = []
     for probe in measured.probes:
-        name = probe.name
+        name, width = probe.name, measured.current[probe.name].channels
         verdict = None
         if (death := measured.deaths.get(name)) is not None:
-            labels = label(death, listed["dead"][name] & death.fallen, revived[name])
-            level = days / (layer_sum * len(death.lower))
+            labels = label(death, of("dead", name, width) & death.fallen, revived[name])
+            level = days / (layer_sum * width)
             needed = requests_needed(death.lower, level, DORMANT_FALL, death.design_effect)
             verdict = Verdict(death, labels, needed)
         results.append(
@@ -151,12 +155,12 @@ def judge(
                 reference=measured.reference[name],
                 current=measured.current[name],
                 drift=measured.drifts[name],
-                drifted=listed["drift"][name],
+                drifted=of("drift", name, width),
                 explosion=measured.explosions[name],
-                exploded=listed["explosion"][name],
+                exploded=of("explosion", name, width),
                 dead=verdict,
                 sparsity=measured.sparsities.get(name),
-                left_band=bool(listed["sparsity"].get(name, np.zeros(1, np.bool_))[0]),
+                left_band=bool(of("sparsity", name, 1)[0]),
             )
         )
     return results, _inputs_moved(measured, evidence["drift"], settings.fdr)
@@ -167,16 +171,14 @@ def judge_fleet(measured: Measured, evidence: Evidence, settings: CheckSettings)
 
     An agent that the batch lacks is not reported: it has most likely been drained.
     """
-    if measured.fleet is None:
+    if measured.fleet is None or not evidence.alarm:
         return ()
     listed = _listed(fleet.e_values(evidence, measured.fleet), evidence, settings.fdr)
     return fleet.findings(measured.fleet, listed, CAUSE_LEVEL, settings.fleet_effect)
 
 
 def _listed(newest: Mapping[str, Floats], evidence: Evidence, rate: float) -> dict[str, Mask]:
-    """Channels of one family by layer; in an alarm at least the one that most of the evidence is against."""
-    if not evidence.alarm:
-        return {name: np.zeros(len(values), np.bool_) for name, values in newest.items()}
+    """Channels of one family in alarm, by layer: at least the one that most of the evidence is against."""
     combined = channel_e(evidence, newest)
     masks = reject_together_e(combined, rate)
     if not any(mask.any() for mask in masks.values()):
@@ -194,6 +196,8 @@ def _inputs_moved(measured: Measured, evidence: Evidence, rate: float) -> bool:
     """A test of the inputs alone, which is sharper than one among all layers; it only helps to tell the cause."""
     inputs = [probe.name for probe in measured.probes if probe.kind == "input"]
     now = reject_together({name: measured.drifts[name].p_value for name in inputs}, CAUSE_LEVEL)
+    moved = any(mask.any() for mask in now.values())
+    if moved or not evidence.alarm:
+        return moved
     newest = {name: e for name, e in measured.e_values("drift").items() if name in inputs}
-    ever = reject_together_e(channel_e(evidence, newest), rate) if evidence.alarm else {}
-    return any(bool(mask.any()) for mask in (*now.values(), *ever.values()))
+    return any(bool(mask.any()) for mask in reject_together_e(channel_e(evidence, newest), rate).values())
