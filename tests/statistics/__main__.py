@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("--models", type=int, default=300, help="per null, for run lengths")
     parser.add_argument("--windows", type=int, default=600, help="that each model is followed for")
     parser.add_argument("--streams", type=int, default=200, help="healthy ones per family; half as many per change")
-    parser.add_argument("--peer-seconds", type=float, default=60, help="per peer and family: slow ones get less to do")
+    parser.add_argument("--peer-seconds", type=float, default=50, help="per peer and family: slow ones get less to do")
     parser.add_argument("--workers", type=int, default=cores())
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true", help="a fiftieth of the work")
