@@ -45,7 +45,7 @@ def of_drift(
     effect, p = float(drift.effect[channel]), float(drift.p_value[channel])
     part, psi = PARTS[drift.part[channel]], float(drift.divergences(np.array([channel]))[0][0])
     text = (
-        f"channel {channel} of {layer}: {part} shifted by omega {effect:.2f}; mean {current.mean[channel]:.4g}, "
+        f"channel {channel} of {layer}: {part} shifted by {_size(drift, channel)}; mean {current.mean[channel]:.4g}, "
         f"reference {reference.mean[channel]:.4g}; PSI {psi:.2f}, "
         f"Wasserstein {distance:.2f} standard deviations; {p_text(p)}"
     )
@@ -139,11 +139,17 @@ def dead_sentence(layer: str, labels: dict[str, int], channels: int, n: int, sho
     return text
 
 
-def drift_sentence(probe: Probe, drifted: int, channels: int, effect: float, psi: float, shown: bool) -> str:
+def drift_sentence(probe: Probe, drifted: int, drift: Drift, worst: int, psi: float, shown: bool) -> str:
     """Of a drift finding; ``shown`` is whether the newest windows alone show it."""
     what = {"input": "input ", "output": "output "}.get(probe.kind, "")
-    text = f"{what}{probe.name}: {drifted} of {channels} channels drifted"
-    return f"{text}, the worst by omega {effect:.2f} (PSI {psi:.2f})" if shown else f"{text} {EARLIER}"
+    text = f"{what}{probe.name}: {drifted} of {len(drift.effect)} channels drifted"
+    return f"{text}, the worst by {_size(drift, worst)} (PSI {psi:.2f})" if shown else f"{text} {EARLIER}"
+
+
+def _size(drift: Drift, channel: int) -> str:
+    """A channel's effect in the unit of the part that decides."""
+    effect, part = float(drift.effect[channel]), PARTS[drift.part[channel]]
+    return f"omega {effect:.2f}" if part in ("share of zeros", "values") else f"{effect:.2f} standard deviations"
 
 
 def explosion_sentence(layer: str, result: Explosion, exploded: NDArray[np.bool_], shown: bool) -> str:

@@ -66,10 +66,11 @@ class Finding:
     """Of the worst channel."""
     p_value: float
     effect: float
-    """Of the worst channel: Cohen's omega for drift, fall of the active rate for dead, growth factor for explosion.
-    Of the layer, for sparsity: the distance from the reference in standard deviations of a channel. Of a paired test:
-    the share of requests on which the two sides differ, or the accuracy lost. Of an odd agent: its distance from the
-    fleet in standard deviations of the reference, or the share not finite."""
+    """Of the worst channel: Cohen's omega for drift (standard deviations for ranks and active fraction), fall of the
+    active rate for dead, growth factor for explosion. Of the layer, for sparsity: the distance from the
+    reference in standard deviations of a channel. Of a paired test: the share of requests on which the two sides
+    differ, or the accuracy lost. Of an odd agent: its distance from the fleet in standard deviations of the
+    reference, or the share not finite."""
     n: int
     n_reference: int
     """Requests of the reference; of an odd agent, those of the other agents."""

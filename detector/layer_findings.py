@@ -150,9 +150,7 @@ def _drift_finding(layer: LayerResult, drifted: Mask) -> Finding:
         "drift",
         drifted,
         shown,
-        summary=evidence.drift_sentence(
-            layer.probe, int(drifted.sum()), layer.current.channels, shown[0].effect, psi, now
-        ),
+        summary=evidence.drift_sentence(layer.probe, int(drifted.sum()), result, first, psi, now),
         details={
             "psi": psi,
             "jensen_shannon": jensen_shannon,

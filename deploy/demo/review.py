@@ -13,7 +13,7 @@ from deploy.demo.watch import Watcher
 QUESTIONS: tuple[tuple[str, LiteralString], ...] = (
     (
         "What drifted first, and why?",
-        """SELECT version, layer, cause, round(max(effect)::numeric, 2) AS omega,
+        """SELECT version, layer, cause, round(max(effect)::numeric, 2) AS effect,
        min(checked_at)::time(0) AS first_seen
 FROM drift_findings
 WHERE model = 'digits' AND origin

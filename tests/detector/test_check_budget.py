@@ -114,7 +114,7 @@ def test_while_an_alarm_ends_its_findings_speak_of_earlier_windows() -> None:
     play = Play(seed=3)
     shifted = [play.step(scale=3.0) for _ in range(4)][-1].findings
     assert [(f.layer, f.details["shown_now"]) for f in shifted] == [("relu", True)]
-    assert "the worst by omega" in shifted[0].summary
+    assert "drifted, the worst by" in shifted[0].summary
     ending = play.step().findings
     assert [f.summary for f in ending] == [
         "relu: 1 of 8 channels drifted in earlier windows; the newest alone do not show it"
