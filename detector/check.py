@@ -119,11 +119,11 @@ def prepare(
     began = time.monotonic()
     empty = _blank(version, now)
     closed = now - timedelta(seconds=settings.grace_seconds)
-    wanted = settings.reference_requests, settings.reference_windows
-    base = reference_choice.ensure(store, version, wanted[0], closed, wanted[1])
+    requests, windows = settings.reference_requests, settings.reference_windows
+    base = reference_choice.ensure(store, version, requests, closed, windows)
     if base is None:
         spans = store.spans(version.id, version.first_seen, closed)
-        note = f"{reference_choice.seen(spans, *wanted)} for a reference"
+        note = f"{reference_choice.seen(spans, requests, windows)} for a reference"
         return replace(empty, n=sum(span.n for span in spans), note=note), None
     empty = replace(empty, reference_id=base.id, note="")
     stored = store.alarm_state(version.id)

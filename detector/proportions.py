@@ -56,7 +56,7 @@ def share_shift(
     deviation = np.sqrt(np.maximum(variance, 1e-300))
     step = 0.5 / safe_n + 0.5 / safe_n0  # Yates: half a request, so that discreteness never rejects too often
     z, margin = np.maximum(np.abs(q - p) - step, 0) / deviation, np.abs(q_null - p_null) / deviation
-    p_value = np.minimum(1, ndtr(margin - z) + ndtr(-margin - z))
+    p_value = beyond(z, margin)
     rare = testable & (total < RARE_SHARE * size)
     p_value[rare] = np.minimum(1, 2 * _conditional(x[rare], total[rare], m[rare], n0[rare], p_null[rare], q_null[rare]))
 
@@ -98,6 +98,11 @@ def share_shift_given(
         effect=np.where(testable, _effect(p, q, (m + n0) / np.maximum(m * n0, 1e-300)), 0.0),
         testable=testable,
     )
+
+
+def beyond(z: Floats, margin: Floats) -> Floats:
+    """Two-sided p-values for "the shift is at most ``margin`` standard errors", seen at ``z`` of them, not negative."""
+    return np.asarray(np.minimum(1, ndtr(margin - z) + ndtr(-margin - z)), np.float64)
 
 
 def _effect(p: Floats, q: Floats, noise: Floats) -> Floats:

@@ -8,11 +8,11 @@ picture is.
 from __future__ import annotations
 
 import numpy as np
-from scipy.special import ndtr, ndtri
+from scipy.special import ndtri
 
 from agent.summary import Summary
 from agent.summary.histogram import Floats
-from detector.proportions import Shift
+from detector.proportions import Shift, beyond
 
 MIN_ACTIVE = 50.0
 """Active requests, after the design effect, that each side must have for the mean's normal approximation."""
@@ -55,7 +55,7 @@ def fraction_shift(
     distance = np.abs(mean - mean0) / np.where(testable, unit, 1.0)
     return Shift(
         statistic=np.where(testable, z**2, 0.0),
-        p_value=np.where(testable, np.minimum(1, ndtr(margin - z) + ndtr(-margin - z)), 1.0),
+        p_value=np.where(testable, beyond(z, margin), 1.0),
         effect=np.where(testable, np.sqrt(np.maximum(distance**2 - noise, 0)), 0.0),
         testable=testable,
     )

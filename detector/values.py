@@ -10,11 +10,11 @@ from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtr, ndtri
+from scipy.special import ndtri
 from scipy.stats import ncx2
 
 from agent.summary.histogram import Floats, Ints
-from detector.proportions import Shift
+from detector.proportions import Shift, beyond
 
 
 def chi_squared(
@@ -91,7 +91,7 @@ def rank_shift(
     noise = variance * (1 / size + 1 / size0)
     return Shift(
         statistic=np.where(testable, z**2, 0.0),
-        p_value=np.where(testable, np.minimum(1, ndtr(margin - z) + ndtr(-margin - z)), 1.0),
+        p_value=np.where(testable, beyond(z, margin), 1.0),
         effect=np.where(testable, np.sqrt(np.maximum(moved**2 - noise, 0)), 0.0),
         testable=testable,
     )

@@ -22,7 +22,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import ndtr
 
 from agent.summary import Summary
 from agent.summary.histogram import Floats, Ints
@@ -31,7 +30,7 @@ from detector.design_effect import DesignEffect, unknown
 from detector.drift import REFERENCE_RISK
 from detector.fleet.scalars import Agents, Scalars
 from detector.layer_findings import Mask
-from detector.proportions import share_above
+from detector.proportions import beyond, share_above
 
 SCALARS = ("active share", "mean", "share of non-finite values")
 """What is compared of each layer, the last axis of arrays below."""
@@ -191,7 +190,7 @@ def _outside(x: Floats, variance: Floats, tolerance: float) -> tuple[Floats, flo
     margin = (tolerance + factor * tau) / deviation
     z = distance / deviation
     # Where a whole fleet's values overflow, both are infinite.
-    return np.nan_to_num(np.minimum(1, ndtr(margin - z) + ndtr(-margin - z)), nan=1.0), centre
+    return np.nan_to_num(beyond(z, margin), nan=1.0), centre
 
 
 def spread_factor(agents: int) -> float:

@@ -12,7 +12,7 @@ import numpy as np
 
 from agent.summary.histogram import Floats
 from detector.fleet.deviation import Fleet
-from detector.sequential import Evidence, calibrate
+from detector.sequential import IDLE, Evidence, calibrate
 
 LARGEST_E = 50.0
 """Of one batch: further out than p = 1e-4 the normal law is not trusted for the mean of few requests with heavy tails.
@@ -31,7 +31,7 @@ def fitted(before: Evidence, fleet: Fleet | None) -> Evidence:
 
 def e_values(before: Evidence, fleet: Fleet | None) -> dict[str, Floats]:
     """By agent, of those in the batch and those with evidence alone; shape (layers * scalars,)."""
-    absent = {name: calibrate(np.ones(len(r)), LARGEST_E) for name, r in before.layers.items()}
+    absent = {name: np.full(len(r), IDLE) for name, r in before.layers.items()}
     if fleet is None:
         return absent
     present = calibrate(fleet.p_values, LARGEST_E).reshape(len(fleet.agents), -1)

@@ -13,7 +13,6 @@ from dataclasses import asdict, dataclass
 from functools import reduce
 
 import numpy as np
-from scipy.stats import poisson
 
 from agent.summary import Summary, from_pooled, merge
 from agent.wire import Probe
@@ -22,7 +21,7 @@ from detector.fleet import Agents, Scalars, compare, e_values
 from detector.sequential import Evidence, advance, threshold
 from tests.statistics.pages import Page
 from tests.statistics.parallel import spread
-from tests.statistics.rates import CONFIDENCE
+from tests.statistics.rates import most_alarms
 from tests.statistics.tables import table
 
 CHANNELS = 8
@@ -88,7 +87,7 @@ class Outcome:
     @property
     def keeps_budget(self) -> bool:
         """Whether so many alarms are within the limits of chance for one alarm per budget."""
-        return self.alarms <= int(poisson.isf(CONFIDENCE, self.models * self.batches / TIGHT))
+        return self.alarms <= most_alarms(self.models * self.batches / TIGHT)
 
     def delay(self) -> tuple[float, float]:
         """Median, and what nine of ten models do not exceed."""

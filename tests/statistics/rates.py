@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import binom
+from scipy.stats import binom, poisson
 
 from agent.summary.histogram import Floats
 
@@ -38,6 +38,11 @@ class Rate:
 
     def __str__(self) -> str:
         return f"{self.share:.2e} at {self.level:g} (limit {self.limit / self.trials:.2e})"
+
+
+def most_alarms(expected: float) -> int:
+    """The limits of chance for a budget that allows so many alarms."""
+    return int(poisson.isf(CONFIDENCE, expected))
 
 
 def rates(p_values: Floats, levels: tuple[float, ...] = (0.05, 1e-3)) -> list[Rate]:

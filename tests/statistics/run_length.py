@@ -12,7 +12,7 @@ from functools import reduce
 from itertools import cycle, islice
 
 import numpy as np
-from scipy.stats import binom, chi2, poisson
+from scipy.stats import binom, chi2
 
 from agent.summary import Summary, merge
 from agent.summary.histogram import Floats
@@ -22,7 +22,7 @@ from tests.statistics.draws import INDEPENDENT, Mood, Sessions, draw, part
 from tests.statistics.laws import Law, at_omega, cells, day, hurdle, stretch_at, zeros_at
 from tests.statistics.parallel import spread
 from tests.statistics.product import Watch
-from tests.statistics.rates import CONFIDENCE
+from tests.statistics.rates import CONFIDENCE, most_alarms
 from tests.statistics.scenarios import OMEGAS
 
 MODELS = 50
@@ -98,7 +98,7 @@ class Lives:
     @property
     def keeps_budget(self) -> bool:
         """Whether so many alarms are within the limits of chance for one alarm per budget."""
-        return self.alarms <= int(poisson.isf(CONFIDENCE, self.models * self.windows / self.life.budget))
+        return self.alarms <= most_alarms(self.models * self.windows / self.life.budget)
 
     def delay(self) -> tuple[float, float, float]:
         """Share of models that alarmed, median and 90 % quantile of windows until then (infinite if fewer did)."""

@@ -14,7 +14,6 @@ from functools import reduce
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtri
-from scipy.stats import poisson
 
 from agent.summary import Summary, empty, from_pooled, merge
 from agent.summary.histogram import Floats
@@ -24,7 +23,7 @@ from detector.sequential import Evidence, advance, calibrate, threshold
 from detector.sparsity import Estimator, sparsity
 from tests.statistics.pages import Page
 from tests.statistics.parallel import spread
-from tests.statistics.rates import CONFIDENCE
+from tests.statistics.rates import most_alarms
 from tests.statistics.tables import table
 
 MIN_EFFECT = 0.1
@@ -194,7 +193,7 @@ def _text(
     calm: Sequence[_Quiet], alarms: Sequence[int], moved: Sequence[_Changed], found: Sequence[tuple[float, float]]
 ) -> str:
     expected = calm[0].layers * calm[0].windows / BUDGET
-    most = int(poisson.isf(CONFIDENCE, expected))
+    most = most_alarms(expected)
     rows: dict[str, list[str]] = {}
     for case, count in zip(calm, alarms, strict=True):
         rows.setdefault(case.traffic.name, []).append(f"{count}" if count <= most else f"**{count}**")
