@@ -15,28 +15,28 @@ import click
 import structlog
 
 from agent.capture.options import budgets, capture_options, capture_settings
-from agent.governor import Governor
+from agent.delivery.outbox import Outbox, OutboxError
+from agent.delivery.sender import Sender
+from agent.delivery.transport import Publisher
+from agent.delivery.windowing import Accumulator
 from agent.intake import http, server
 from agent.intake.oip import Limits
 from agent.intake.queue import ByteQueue, Captured
 from agent.logging import Format, configure
 from agent.metrics import AgentMetrics
-from agent.models import Models, Served
 from agent.options import Finite
-from agent.outbox import Outbox, OutboxError
 from agent.paired.holdouts import Holdouts
 from agent.paired.options import paired_options
 from agent.paired.runner import Paired
 from agent.paired.settings import PairedSettings
 from agent.paired.windows import ComparisonWindows
+from agent.rates.governor import Governor
+from agent.rates.sampling import Sampler
+from agent.rates.throttle import Throttle
 from agent.replay import ReplayError, resolve
-from agent.sampling import Sampler
-from agent.sender import Sender
+from agent.serving.models import Models, Served
+from agent.serving.worker import Worker, WorkerSettings
 from agent.supervise import join, supervised
-from agent.throttle import Throttle
-from agent.transport import Publisher
-from agent.windowing import Accumulator
-from agent.worker import Worker, WorkerSettings
 
 log = structlog.get_logger()
 _STOP_SECONDS = 20.0

@@ -20,9 +20,9 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from detector import pages, webhook
+from detector.alerting import pages, webhook
+from detector.domain.runbook import Runbook
 from detector.metrics import CONTENT_TYPE, DetectorMetrics
-from detector.runbooks import Runbook
 from detector.store import AlertRow, StoredCheck, StoreError, StoreRefused
 
 MAX_BODY = 4 * 1024 * 1024

@@ -16,17 +16,19 @@ import click
 import structlog
 
 from agent.logging import Format, configure
-from detector import check, resources, runbooks
-from detector.finding import Check
+from detector import resources
+from detector.alerting import runbooks
+from detector.checks import check
+from detector.domain.finding import Check
 from detector.http import Backend, HttpServer, build_app
-from detector.ingest import IngestHandler
+from detector.ingestion.ingest import IngestHandler
+from detector.ingestion.transport import ApiVersion, Consumer, DeadLetters
 from detector.metrics import DetectorMetrics
-from detector.outlook import question_for
 from detector.paired import PairedSettings
-from detector.plan import plan, sentence
+from detector.planning.outlook import question_for
+from detector.planning.plan import plan, sentence
 from detector.schedule import Job, Schedule
 from detector.store import Store, StoreError
-from detector.transport import ApiVersion, Consumer, DeadLetters
 
 log = structlog.get_logger()
 METRICS_SECONDS = 5.0

@@ -18,7 +18,7 @@ PACKAGES = ("agent", "detector")
 EDGES: Mapping[str, tuple[str, ...]] = {
     "onnx": ("agent.instrument",),
     "onnxruntime": ("agent.replay",),
-    "kafka": ("agent.transport", "detector.transport"),
+    "kafka": ("agent.delivery.transport", "detector.ingestion.transport"),
     "sqlalchemy": ("detector.store",),
     "psycopg": ("detector.store",),
     "apscheduler": ("detector.schedule",),
@@ -27,6 +27,31 @@ EDGES: Mapping[str, tuple[str, ...]] = {
     "uvicorn": ("agent.intake.server", "detector.http"),
 }
 """Third-party package to the modules, with all below them, that may import it."""
+
+FLOORS: Mapping[str, tuple[tuple[str, ...], ...]] = {
+    "agent": (
+        ("logging", "metrics", "options", "repeats", "supervise", "summary"),
+        ("wire",),
+        ("instrument",),
+        ("replay",),
+        ("rates",),
+        ("capture", "delivery", "intake"),
+        ("serving",),
+        ("paired",),
+        ("service", "inspect_model", "cli"),
+    ),
+    "detector": (
+        ("resources", "statistics"),
+        ("domain",),
+        ("alerting", "metrics", "planning", "store"),
+        ("ingestion",),
+        ("paired", "references"),
+        ("checks", "report"),
+        ("http", "migrate", "schedule"),
+        ("service",),
+    ),
+}
+"""Rooms of each house, from the ground up. A room imports itself and rooms on lower floors, none beside or above it."""
 
 CONTRACT = ("agent.summary", "agent.wire", "agent.logging")  # the contract, and one logging set-up for both
 """All that the detector knows of the agent."""
@@ -76,13 +101,13 @@ def resolve(name: str, path: Path, node: ast.ImportFrom) -> str:
     return ".".join([*anchor, node.module] if node.module else anchor)
 
 
-def graph() -> dict[str, set[str]]:
+def graph(*, at_import_only: bool = True) -> dict[str, set[str]]:
     """Our modules and those of ours that each imports."""
     known = modules()
     edges: dict[str, set[str]] = {}
     for name, path in known.items():
         targets = set()
-        for imported in imports(name, path, at_import_only=True):
+        for imported in imports(name, path, at_import_only=at_import_only):
             # a.b.c is a module of its own, or something defined in a.b.
             target = imported if imported in known else imported.rpartition(".")[0]
             if target in known and target != name:
@@ -145,6 +170,27 @@ def test_product_does_not_import_what_is_not_shipped() -> None:
         for imported in imports(name, path)
         if below(imported, NOT_FOR_PRODUCTION)
     ] == []
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_module_is_in_a_room(package: str) -> None:
+    rooms = {room for floor in FLOORS[package] for room in floor}
+    found = {name.split(".")[1] for name in modules() if below(name, (package,)) and name != package}
+    assert found == rooms
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_no_room_imports_one_beside_or_above_it(package: str) -> None:
+    floor_of = {room: number for number, floor in enumerate(FLOORS[package]) for room in floor}
+    wrong = {
+        f"{name}: {target}"
+        for name, targets in graph(at_import_only=False).items()
+        for target in targets
+        if below(name, (package,)) and below(target, (package,)) and package not in (name, target)
+        if (room := name.split(".")[1]) != (other := target.split(".")[1])
+        if floor_of[other] >= floor_of[room]
+    }
+    assert wrong == set()
 
 
 def test_no_import_cycle() -> None:

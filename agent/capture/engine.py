@@ -10,14 +10,13 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from agent import batching
 from agent.capture.groups import Group
 from agent.capture.pressure import Patience, Pressure
 from agent.capture.rotation import Rotation
 from agent.capture.settings import CaptureSettings
 from agent.instrument import Instrumented
-from agent.pooled import Pooled
-from agent.replay import CPU, Device, DeviceError, OutOfMemory, Port, Replayer, ReplayError
+from agent.instrument.pooled import Pooled
+from agent.replay import CPU, Device, DeviceError, OutOfMemory, Port, Replayer, ReplayError, batching
 
 Tensors = dict[str, NDArray[Any]]
 Build = Callable[[Device, Instrumented], Replayer]

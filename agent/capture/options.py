@@ -11,8 +11,8 @@ import click
 
 from agent.capture.choice import parse_globs
 from agent.capture.settings import CaptureSettings
-from agent.governor import Budgets
 from agent.options import Finite
+from agent.rates.governor import Budgets
 from agent.replay import Device, Provider
 
 _MIB = 1 << 20

@@ -21,10 +21,10 @@ from agent.instrument.cost import Cost, own_work, per_request
 from agent.instrument.errors import InstrumentError
 from agent.instrument.files import ModelFile, SessionModel, open_model
 from agent.instrument.graph import Graph
+from agent.instrument.pooled import PooledOutputs
 from agent.instrument.pooling import Pooling, Source
 from agent.instrument.quantized import KEEP_INT8
 from agent.instrument.types import Infer, tensor_types
-from agent.pooled import PooledOutputs
 from agent.wire import NotProbed, Probe
 
 __all__ = [

@@ -19,9 +19,9 @@ from onnx import TensorProto, helper
 from agent.instrument.axes import Axes
 from agent.instrument.candidates import Candidate, candidates, producer_name, source
 from agent.instrument.graph import Graph, bodies, captured
+from agent.instrument.pooled import PooledOutputs
 from agent.instrument.pooling import Pooling, Source
 from agent.instrument.types import Infer, TensorType, tensor_types
-from agent.pooled import PooledOutputs
 
 
 @dataclass(frozen=True, slots=True)

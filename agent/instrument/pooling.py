@@ -26,8 +26,8 @@ import onnx
 from onnx import TensorProto, helper
 
 from agent.instrument.axes import Layout
+from agent.instrument.pooled import PooledOutputs
 from agent.instrument.quantized import Quantization
-from agent.pooled import PooledOutputs
 
 BLOCKED = "com.microsoft.nchwc"
 """Domain of onnxruntime's operators on tensors in blocks of channels, found in models optimised offline."""

@@ -26,7 +26,7 @@ from agent.intake.catalog import Catalog, ModelMetadata, describe
 from agent.intake.oip import Limits, OipError, parse_request
 from agent.intake.queue import ByteQueue, Captured
 from agent.metrics import CONTENT_TYPE, AgentMetrics
-from agent.sampling import Sampler, id_at_head, id_of_response, identity
+from agent.rates.sampling import Sampler, id_at_head, id_of_response, identity
 
 _EVENT_TYPE = "org.kubeflow.serving.inference."
 """Followed by "request" or "response": https://kserve.github.io/website/docs/model-serving/predictive-inference/logger"""

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from agent.batching import Tensors
 from agent.instrument import Instrumented
+from agent.replay.batching import Tensors
 
 Axes = Mapping[str, int | None]
 """By tensor: the axis of the requests; None where the rows are tokens, request by request. 0 for a tensor not there."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agent.replay import CPU
-from agent.repository import MODEL_FILE, Entry
+from agent.serving.repository import MODEL_FILE, Entry
 from agent.wire import BaselineKind
 
 REFERENCE_FILE = "reference.onnx"

@@ -8,14 +8,14 @@ from dataclasses import dataclass, replace
 
 import structlog
 
-from agent.batching import Tensors, count
 from agent.intake.queue import ByteQueue, Captured
 from agent.metrics import AgentMetrics
-from agent.models import Served
 from agent.paired.responses import Joiner
 from agent.paired.settings import PairedSettings
-from agent.paired.trickle import Trickle
-from agent.sampling import identity
+from agent.rates.sampling import identity
+from agent.rates.trickle import Trickle
+from agent.replay.batching import Tensors, count
+from agent.serving.models import Served
 
 log = structlog.get_logger()
 _ANSWERED_SECONDS = 600.0

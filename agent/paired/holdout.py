@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from agent.batching import Axes, Tensors, cut
 from agent.intake.tensors import DTYPES, TensorSpec
-from agent.repository import digest
+from agent.replay.batching import Axes, Tensors, cut
+from agent.serving.repository import digest
 
 LABELS = "labels"
 
@@ -46,7 +46,7 @@ def read_holdout(path: Path, specs: Sequence[TensorSpec], axes: Axes, max_bytes:
     Args:
         path: the file.
         specs: the model's inputs.
-        axes: of each input, the axis of its requests, as in `agent.batching`.
+        axes: of each input, the axis of its requests, as in `agent.replay.batching`.
         max_bytes: most that the arrays may have together.
 
     Raises:

@@ -15,14 +15,14 @@ from pathlib import Path
 import structlog
 
 from agent import wire
+from agent.delivery.sender import Sender
 from agent.metrics import AgentMetrics
-from agent.models import Served
 from agent.paired.baselines import HOLDOUT_FILE, Baseline, Stamp, holdout_of, reference_of
 from agent.paired.errors import PairedError
 from agent.paired.holdout import Holdout, HoldoutError, check_classes, read_holdout
 from agent.paired.pairing import Pairing, Template
 from agent.paired.settings import PairedSettings
-from agent.sender import Sender
+from agent.serving.models import Served
 
 log = structlog.get_logger()
 

@@ -7,11 +7,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from agent import batching, wire
-from agent.batching import Tensors
+from agent import wire
 from agent.instrument import InstrumentError, instrument, open_model
 from agent.instrument.whole import WholeGraph
-from agent.models import Served
 from agent.paired.axes import all_requests_first, request_axes
 from agent.paired.baselines import Baseline
 from agent.paired.batch import Batch, Outcome, compare_batch
@@ -21,8 +19,10 @@ from agent.paired.matching import Pair, Unmatched, compared_probes, match
 from agent.paired.settings import PairedSettings
 from agent.paired.side import Side
 from agent.paired.sums import Tolerance
-from agent.replay import CPU, Device, ReplayError, output_types
-from agent.repository import digest
+from agent.replay import CPU, Device, ReplayError, batching, output_types
+from agent.replay.batching import Tensors
+from agent.serving.models import Served
+from agent.serving.repository import digest
 
 _RUNS_PER_GROUP = 16
 """Runs before the next group of probes is fetched, where they do not all fit: opening sessions takes long."""

@@ -10,10 +10,9 @@ from typing import Any
 
 import structlog
 
-from agent.batching import Tensors
+from agent.delivery.sender import Sender
 from agent.intake.oip import OipError, parse_response
 from agent.metrics import AgentMetrics
-from agent.models import Served, be_nice
 from agent.paired.axes import place, request_axes
 from agent.paired.baselines import Baseline, cpu_of, reference_of
 from agent.paired.choice import Choice, Task
@@ -22,7 +21,8 @@ from agent.paired.pairing import Pairing
 from agent.paired.settings import PairedSettings
 from agent.paired.windows import ComparisonWindows, Source
 from agent.replay import CPU
-from agent.sender import Sender
+from agent.replay.batching import Tensors
+from agent.serving.models import Served, be_nice
 from agent.wire import BaselineKind
 
 log = structlog.get_logger()
@@ -60,7 +60,7 @@ class Paired:
         clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        """``sample_rate`` is the agent's; the other arguments are as for `agent.worker.Worker`."""
+        """``sample_rate`` is the agent's; the other arguments are as for `agent.serving.worker.Worker`."""
         self._settings = settings
         self._windows = windows
         self._sender = sender

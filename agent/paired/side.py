@@ -6,12 +6,12 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from agent.batching import Axes, Tensors, count
 from agent.instrument import open_model
 from agent.instrument.whole import WholeGraph
 from agent.paired.errors import PairedError
 from agent.replay import Device, FullSession
-from agent.repository import digest
+from agent.replay.batching import Axes, Tensors, count
+from agent.serving.repository import digest
 
 
 class Side:

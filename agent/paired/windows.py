@@ -1,4 +1,4 @@
-"""Adds up comparisons per wall-clock-aligned window, as `agent.windowing` does summaries."""
+"""Adds up comparisons per wall-clock-aligned window, as `agent.delivery.windowing` does summaries."""
 
 from __future__ import annotations
 

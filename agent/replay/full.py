@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from agent import batching
 from agent.instrument.whole import Exposed
+from agent.replay import batching
 from agent.replay.errors import replay_error
 from agent.replay.providers import Device
 from agent.replay.session import Port, open_session, port_of, quiet

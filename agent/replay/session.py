@@ -11,9 +11,9 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from agent import batching
 from agent.instrument import Instrumented, SessionModel
-from agent.pooled import Pooled
+from agent.instrument.pooled import Pooled
+from agent.replay import batching
 from agent.replay.errors import DeviceError, replay_error
 from agent.replay.providers import CPU, Device, Provider, load_libraries, resolve, session_options, with_options
 

@@ -6,9 +6,9 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
 from prometheus_client.core import GaugeMetricFamily
 
-from detector.dead import LABELS
-from detector.finding import Agreement, Check
+from detector.domain.finding import Agreement, Check
 from detector.metrics.snapshot import Watched
+from detector.statistics.dead import LABELS
 
 DEAD = ("dead_at_reference", "newly_dead")
 """Labels that count as dead; a dormant channel still responds now and then."""

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Protocol
 
-from detector.finding import Check
-from detector.store.types import ModelVersion, StoredCheck
+from detector.domain.finding import Check
+from detector.domain.types import ModelVersion, StoredCheck
 
 GAP_DAYS = 7
 """A deployed version that has been silent for longer is taken to be decommissioned."""

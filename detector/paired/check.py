@@ -9,13 +9,13 @@ from typing import Protocol
 
 from agent.summary.histogram import Ints
 from agent.wire import Probe
-from detector.finding import Cause, Check
+from detector.domain.finding import Cause, Check
+from detector.domain.settings import CheckSettings
+from detector.domain.types import AgentComparison, ModelVersion
 from detector.paired.groups import Group, PairedSettings, agreement, groups, request_level
 from detector.paired.mismatch import mismatch
 from detector.paired.quantization import quantization
 from detector.paired.verdict import Verdict, with_channels
-from detector.settings import CheckSettings
-from detector.store.types import AgentComparison, ModelVersion
 
 
 class ComparisonStore(Protocol):

@@ -9,10 +9,10 @@ from datetime import timedelta
 from functools import reduce
 
 from agent.wire import Comparison, cosine, merge, sqnr_db
-from detector.finding import Agreement, ProbeAgreement
-from detector.sequential import SHARES
-from detector.settings import CheckSettings
-from detector.store.types import AgentComparison
+from detector.domain.finding import Agreement, ProbeAgreement
+from detector.domain.settings import CheckSettings
+from detector.domain.types import AgentComparison
+from detector.statistics.sequential import SHARES
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,12 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from agent.wire import Comparison, Probe
-from detector.correction import benjamini_hochberg
-from detector.finding import Cause, Test
-from detector.layer_findings import WORST
+from detector.domain.finding import WORST, Cause, Test
 from detector.paired import statistics, words
 from detector.paired.groups import Group, PairedSettings, joined
 from detector.paired.verdict import Verdict, finding_of
+from detector.statistics.correction import benjamini_hochberg
 
 
 def mismatch(group: Group, test: Test, output: Probe, settings: PairedSettings) -> list[Verdict]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from agent.wire import Comparison, Probe, ProbeComparison, cosine, sqnr_db
-from detector.finding import Cause
+from detector.domain.finding import Cause
 from detector.paired import statistics, words
 from detector.paired.groups import Group, PairedSettings
 from detector.paired.verdict import Verdict, finding_of

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from scipy.special import bdtr, betainc
 
 from agent.summary.histogram import Floats, Ints
-from detector.correction import benjamini_hochberg
-from detector.dead import clopper_pearson_lower
+from detector.statistics.correction import benjamini_hochberg
+from detector.statistics.dead import clopper_pearson_lower
 
 
 def mcnemar(only_a: Ints, only_b: Ints) -> Floats:

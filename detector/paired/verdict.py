@@ -9,12 +9,11 @@ import numpy as np
 
 from agent.summary.histogram import Ints
 from agent.wire import Probe
-from detector.finding import Cause, Finding, Test
-from detector.layer_findings import WORST
+from detector.domain.alerts import alert_for, severity_of
+from detector.domain.finding import WORST, Cause, Finding, Test
+from detector.domain.types import AgentComparison
 from detector.paired import statistics, words
 from detector.paired.groups import Group
-from detector.policy import alert_for, severity_of
-from detector.store.types import AgentComparison
 
 
 @dataclass(frozen=True, slots=True, eq=False)

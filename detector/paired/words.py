@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 
 from agent.wire import Comparison, ProbeComparison, sqnr_db
-from detector.evidence import p_text, percent
-from detector.finding import ChannelEvidence
+from detector.domain.finding import ChannelEvidence
+from detector.domain.words import p_text, percent
 
 NAMED = 3
 """Agents named in a sentence; the finding's details have all."""

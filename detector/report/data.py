@@ -11,10 +11,10 @@ import numpy as np
 
 from agent.summary import Summary
 from agent.wire import Probe
-from detector.finding import Check, Finding
-from detector.layered import Layered
+from detector.domain.finding import Check, Finding
+from detector.domain.layered import Layered
+from detector.domain.slots import Slot, matching
 from detector.report.words import Verdict, conclude, in_order
-from detector.slots import Slot, matching
 from detector.store import AlertRow, HistoryPoint, ModelVersion, Reference, Span, StoredCheck
 
 CHECKS = 2000

@@ -10,13 +10,13 @@ import jinja2
 from markupsafe import Markup
 
 from agent.summary import Summary
-from detector.finding import NOT_BY_CHANNEL, PAIRED, Finding
+from detector.domain.finding import NOT_BY_CHANNEL, PAIRED, Finding
+from detector.domain.slots import counted
 from detector.report import paired, plots
 from detector.report.data import Layer, Report, ReportStore, gather
 from detector.report.queries import queries
 from detector.report.timeline import axis_of, multiples, thinned
 from detector.report.words import CAUSES, ago, plural, when
-from detector.slots import counted
 from detector.store import AlertRow
 
 SHAPES = 24

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from detector.finding import Agreement, Check, ProbeAgreement
+from detector.domain.finding import Agreement, Check, ProbeAgreement
 from detector.report import plots
 from detector.report.words import KINDS
 

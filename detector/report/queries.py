@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from detector.finding import Check
+from detector.domain.finding import Check
 from detector.store import ModelVersion
 
 

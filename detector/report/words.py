@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from detector.finding import NOT_BY_CHANNEL, Check, Finding
+from detector.domain.finding import NOT_BY_CHANNEL, Check, Finding
 from detector.store import ModelVersion, Reference, Span
 
 CAUSES = {

@@ -1,10 +1,8 @@
 """Everything the detector keeps, in Postgres. `Store` is the one door; the modules beside it each hold one area."""
 
-from detector.batches import Span
-from detector.runbooks import Runbook
-from detector.store.errors import LostOwnership, StoreError, StoreRefused, StoreUnavailable
-from detector.store.facade import Store
-from detector.store.types import (
+from detector.domain.batches import Span
+from detector.domain.runbook import Runbook
+from detector.domain.types import (
     AgentComparison,
     AlertRow,
     HistoryPoint,
@@ -14,6 +12,8 @@ from detector.store.types import (
     Reference,
     StoredCheck,
 )
+from detector.store.errors import LostOwnership, StoreError, StoreRefused, StoreUnavailable
+from detector.store.facade import Store
 
 __all__ = [
     "AgentComparison",

@@ -7,7 +7,7 @@ from datetime import datetime
 
 from sqlalchemy import Connection, text
 
-from detector.fleet import Agents, Scalars
+from detector.statistics.fleet import Agents, Scalars
 
 # Averages are over finite values, so that a window full of NaN does not pull them to zero.
 _INSIDE = text(

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from sqlalchemy import Connection, delete, insert, select, update
 
-from detector.batches import Batch
-from detector.sequential import Evidence
+from detector.domain.batches import Batch
+from detector.domain.types import Advance, AlarmState
+from detector.statistics.sequential import Evidence
 from detector.store.errors import LostOwnership
 from detector.store.tables import alarm_families, alarm_layers, alarm_states
-from detector.store.types import Advance, AlarmState
 
 
 def read(connection: Connection, version_id: int) -> AlarmState | None:

@@ -9,10 +9,10 @@ from typing import Any
 from sqlalchemy import Connection, Select, and_, func, not_, or_, select
 from sqlalchemy.dialects.postgresql import insert
 
-from detector.runbooks import Runbook
+from detector.domain.runbook import Runbook
+from detector.domain.types import AlertRow
 from detector.store.tables import alerts as alert_table
 from detector.store.tables import runbooks as runbook_table
-from detector.store.types import AlertRow
 
 _UPDATED = ("status", "severity", "model", "version", "layer", "cause", "ends_at", "labels", "annotations")
 

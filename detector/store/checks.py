@@ -10,12 +10,12 @@ from typing import Any
 from sqlalchemy import Connection, RowMapping, Select, func, insert, select
 from sqlalchemy.sql.elements import ColumnElement
 
-from detector.finding import Agreement, ChannelEvidence, Check, Finding, ProbeAgreement
+from detector.domain.finding import Agreement, ChannelEvidence, Check, Finding, ProbeAgreement
+from detector.domain.types import StoredCheck
 from detector.store.rows import from_json, to_json
 from detector.store.tables import checks as check_table
 from detector.store.tables import findings as finding_table
 from detector.store.tables import model_versions
-from detector.store.types import StoredCheck
 
 _PARTS = ("layers", "findings", "alarms", "comparisons")
 _CHECK = tuple(field.name for field in fields(Check) if field.name not in _PARTS)

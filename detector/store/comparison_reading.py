@@ -12,10 +12,10 @@ from sqlalchemy import Connection, Integer, RowMapping, bindparam, text
 from sqlalchemy.dialects.postgresql import ARRAY
 
 from agent.wire import Comparison, Probe, ProbeComparison
+from detector.domain.types import AgentComparison
 from detector.store.comparisons import SUMS, TIMES, plus
 from detector.store.merging import moment
 from detector.store.tables import COMPARISON_COUNTS
-from detector.store.types import AgentComparison
 
 _NAMES = ("kind", "baseline", "baseline_digest", "reference", "provider")
 

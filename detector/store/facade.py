@@ -11,13 +11,25 @@ from numpy.typing import NDArray
 
 from agent.summary import Summary
 from agent.wire import Envelope, Probe
-from detector.batches import Span
-from detector.design_effect import DesignEffect
-from detector.finding import Check
-from detector.fleet import Agents
-from detector.layered import Layered
-from detector.runbooks import Runbook
-from detector.slots import Slot
+from detector.domain.batches import Span
+from detector.domain.finding import Check
+from detector.domain.layered import Layered
+from detector.domain.runbook import Runbook
+from detector.domain.slots import Slot
+from detector.domain.types import (
+    Advance,
+    AgentComparison,
+    AlarmState,
+    AlertRow,
+    HistoryPoint,
+    IngestResult,
+    ModelVersion,
+    Origin,
+    Reference,
+    StoredCheck,
+)
+from detector.statistics.design_effect import DesignEffect
+from detector.statistics.fleet import Agents
 from detector.store import (
     agents,
     alarms,
@@ -31,18 +43,6 @@ from detector.store import (
     versions,
 )  # fmt: skip
 from detector.store.database import Database
-from detector.store.types import (
-    Advance,
-    AgentComparison,
-    AlarmState,
-    AlertRow,
-    HistoryPoint,
-    IngestResult,
-    ModelVersion,
-    Origin,
-    Reference,
-    StoredCheck,
-)
 
 
 class Store:

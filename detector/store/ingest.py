@@ -13,10 +13,10 @@ from sqlalchemy import Connection, select, tuple_, update
 from sqlalchemy.dialects.postgresql import insert
 
 from agent.wire import Deployment, Envelope
+from detector.domain.types import IngestResult
 from detector.store import comparisons, locks, merging
 from detector.store.errors import LostOwnership
 from detector.store.tables import deployments, ingest_keys, ingest_offsets, model_versions
-from detector.store.types import IngestResult
 
 VersionKey = tuple[str, str, str]
 """Model, version, digest."""

@@ -11,7 +11,7 @@ from sqlalchemy.dialects.postgresql import ARRAY, TIMESTAMP, insert
 
 from agent.summary import Summary, merge
 from agent.wire import Comparison, Envelope, Probe, Window
-from detector.fleet import of_summary
+from detector.statistics.fleet import of_summary
 from detector.store.errors import StoreRefused
 from detector.store.rows import SUMMARY_COLUMNS, summary_from_row, summary_to_row
 from detector.store.tables import agent_windows, probes, windows

@@ -7,10 +7,10 @@ from datetime import datetime
 from sqlalchemy import Connection, func, select, text
 
 from agent.summary import Summary, merge
-from detector.batches import Span
+from detector.domain.batches import Span
+from detector.domain.types import HistoryPoint
 from detector.store.rows import SUMMARY_COLUMNS, summary_from_row
 from detector.store.tables import probes, windows
-from detector.store.types import HistoryPoint
 
 
 def _inside(version_id: int, start: datetime, end: datetime) -> tuple[object, ...]:

@@ -9,13 +9,13 @@ from typing import Any, cast
 import numpy as np
 from sqlalchemy import Connection, RowMapping, insert, literal, select, update
 
-from detector.design_effect import DesignEffect, Scatter
-from detector.layered import Layered
-from detector.slots import Slot
+from detector.domain.layered import Layered
+from detector.domain.slots import Slot
+from detector.domain.types import Origin, Reference
+from detector.statistics.design_effect import DesignEffect, Scatter
 from detector.store import locks
 from detector.store.rows import summary_from_row, summary_to_row
 from detector.store.tables import model_references, reference_hours, reference_probes
-from detector.store.types import Origin, Reference
 
 
 def active(connection: Connection, version_id: int) -> Reference | None:

@@ -9,11 +9,11 @@ from typing import Any, cast
 from sqlalchemy import Connection, RowMapping, Select, func, select, text
 
 from agent.wire import Probe, ProbeKind
+from detector.domain.types import ModelVersion
 from detector.store import locks
 from detector.store.errors import StoreError
 from detector.store.tables import comparison_sources, comparisons, deployments, model_versions, windows
 from detector.store.tables import probes as probe_table
-from detector.store.types import ModelVersion
 
 
 def _select() -> Select[Any]:

@@ -18,8 +18,8 @@ from agent.capture.settings import CaptureSettings
 from agent.instrument import instrument
 from agent.replay import Device, Replayer, ReplayError
 from tests.agent.capture.fakes import Clock, Notes
+from tests.agent.instrument.test_instrument import plain_run
 from tests.agent.models import resnet50, sequence_block, small_cnn
-from tests.agent.test_instrument import plain_run
 
 pytestmark = pytest.mark.gpu
 

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from agent.capture.options import budgets, capture_options, capture_settings
 from agent.capture.settings import CaptureSettings
-from agent.governor import Budgets
+from agent.rates.governor import Budgets
 from agent.service import command as agent_command
 
 

@@ -26,7 +26,7 @@ from agent.capture.calibration import calibrate
 from agent.capture.engine import Engine
 from agent.capture.settings import CaptureSettings
 from agent.instrument import Instrumented, instrument, open_model
-from agent.pooled import Pooled
+from agent.instrument.pooled import Pooled
 from agent.replay import Replayer, output_types
 from tests.bench._sessions import Device, Feeds, feeds
 from tests.zoo import ZOO

@@ -21,10 +21,10 @@ from scipy.stats import betabinom, chi2_contingency, fisher_exact
 
 from agent.summary import Summary, from_pooled
 from agent.wire import Probe
-from detector.bins import bin_count, common_bins, merge_sparse
-from detector.examine import accumulate, judge, measure
-from detector.policy import conclude
-from detector.settings import CheckSettings
+from detector.checks.examine import accumulate, judge, measure
+from detector.checks.policy import conclude
+from detector.domain.settings import CheckSettings
+from detector.statistics.bins import bin_count, common_bins, merge_sparse
 from tests.detector.fakes import probe, rectified
 from tests.statistics.peers.exchange import Streams
 from tests.statistics.peers.roster import PEERS, Peer, score, unavailable

@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from agent.delivery.windowing import Accumulator
 from agent.instrument import instrument
 from agent.intake.catalog import ModelMetadata
 from agent.intake.http import build_app
@@ -33,10 +34,9 @@ from agent.intake.queue import ByteQueue, Captured
 from agent.intake.server import serve
 from agent.intake.tensors import DTYPES
 from agent.metrics import AgentMetrics
-from agent.models import be_nice
+from agent.rates.sampling import Sampler
 from agent.replay import Replayer
-from agent.sampling import Sampler
-from agent.windowing import Accumulator
+from agent.serving.models import be_nice
 from tests.agent.models import resnet50
 
 IMAGE = TensorSpec("image", "FP32", (-1, 3, 64, 64))

@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 
 from agent.summary import Summary, from_pooled, merge
 from agent.wire import Probe, ProbeKind
-from detector.batches import Span
-from detector.design_effect import DesignEffect
-from detector.finding import Check
-from detector.fleet import Agents, of_summary
-from detector.layered import Layered
-from detector.slots import Slot
-from detector.store.types import Advance, AgentComparison, AlarmState, ModelVersion, Origin, Reference
+from detector.domain.batches import Span
+from detector.domain.finding import Check
+from detector.domain.layered import Layered
+from detector.domain.slots import Slot
+from detector.domain.types import Advance, AgentComparison, AlarmState, ModelVersion, Origin, Reference
+from detector.statistics.design_effect import DesignEffect
+from detector.statistics.fleet import Agents, of_summary
 
 START = datetime(2026, 1, 31, 12, 0, tzinfo=UTC)
 WINDOW = timedelta(minutes=1)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
-from detector.finding import Cause, Check, Finding, Test
-from detector.policy import alert_for, severity_of
-from detector.runbooks import Runbook
+from detector.domain.alerts import alert_for, severity_of
+from detector.domain.finding import Cause, Check, Finding, Test
+from detector.domain.runbook import Runbook
 from detector.store import AlertRow, ModelVersion, StoredCheck, StoreError
 
 NOW = datetime(2026, 1, 31, 12, tzinfo=UTC)

@@ -10,12 +10,13 @@ import httpx
 import pytest
 from starlette.testclient import TestClient
 
+from detector.alerting.runbooks import parse
+from detector.domain.runbook import Runbook
 from detector.http import MAX_BODY, Backend, HttpServer, build_app
 from detector.metrics import DetectorMetrics
-from detector.runbooks import Runbook, parse
 from detector.store import StoredCheck, StoreRefused, StoreUnavailable
+from tests.detector.alerting.test_runbooks import SHIPPED, TEXT
 from tests.detector.samples import NOW, MemoryStore, check, finding
-from tests.detector.test_runbooks import SHIPPED, TEXT
 
 NAME = "ReluscopeDeadNeurons"
 MARKDOWN = {"accept": "text/markdown"}

@@ -10,9 +10,9 @@ from sqlalchemy import ARRAY, BigInteger, create_engine, inspect
 from agent.wire import ProbeKind
 from deploy.local.postgres import psycopg_url
 from detector import resources
-from detector.layered import layered
+from detector.domain.layered import layered
+from detector.domain.slots import ANY_DAY, Slot
 from detector.migrate import command
-from detector.slots import ANY_DAY, Slot
 from detector.store import Store, StoreError
 from detector.store.migration import current, head, move
 from detector.store.partitions import PARTITIONED

@@ -16,7 +16,8 @@ from agent.summary import empty
 from agent.wire import Deployment, Envelope, Probe, ProbeWindow, Window
 from deploy.local.postgres import psycopg_url
 from deploy.local.prometheus import alertmanager, prometheus
-from detector import resources, rules, runbooks
+from detector import resources
+from detector.alerting import rules, runbooks
 from detector.http import Backend, HttpServer, build_app
 from detector.metrics import DetectorMetrics
 from detector.store import AlertRow, Store

@@ -14,8 +14,8 @@ import httpx
 
 from deploy.local.broker import Broker
 from deploy.local.ports import free_port
+from detector.domain.runbook import Runbook
 from detector.migrate import upgrade
-from detector.runbooks import Runbook
 from detector.store import Store
 
 PROGRAM = Path(sysconfig.get_path("scripts")) / "reluscope"

@@ -14,11 +14,11 @@ from kafka import KafkaProducer
 
 from agent.wire import Envelope, encode
 from deploy.local.broker import Broker
-from detector import dead_letters
-from detector.ingest import IngestHandler
+from detector.ingestion import dead_letters
+from detector.ingestion.ingest import IngestHandler
+from detector.ingestion.transport import Consumer, DeadLetters
 from detector.metrics import DetectorMetrics
 from detector.store import Store
-from detector.transport import Consumer, DeadLetters
 from tests.detector.builders import MINUTE, START, summary, window
 
 pytestmark = pytest.mark.transport

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import rotate, uniform_filter
 
 from agent.instrument import instrument
-from agent.pooled import Pooled
+from agent.instrument.pooled import Pooled
 from agent.replay import Replayer
 from agent.wire import Probe
 from deploy.demo import cnn

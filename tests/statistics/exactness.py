@@ -9,8 +9,8 @@ from scipy.stats import betabinom, chi2_contingency, mannwhitneyu, wasserstein_d
 
 from agent.summary import Summary, from_pooled, merge
 from agent.summary.histogram import Floats
-from detector.dead import dead
-from detector.drift import drift, normed_wasserstein
+from detector.statistics.dead import dead
+from detector.statistics.drift import drift, normed_wasserstein
 from tests.statistics.laws import stretch_at, zeros_at
 from tests.statistics.scenarios import Source
 

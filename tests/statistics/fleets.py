@@ -16,9 +16,9 @@ import numpy as np
 
 from agent.summary import Summary, from_pooled, merge
 from agent.wire import Probe
-from detector.design_effect import estimate
-from detector.fleet import Agents, Scalars, compare, e_values
-from detector.sequential import Evidence, advance, threshold
+from detector.statistics.design_effect import estimate
+from detector.statistics.fleet import Agents, Scalars, compare, e_values
+from detector.statistics.sequential import Evidence, advance, threshold
 from tests.statistics.pages import Page
 from tests.statistics.parallel import spread
 from tests.statistics.rates import most_alarms

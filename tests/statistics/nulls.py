@@ -10,11 +10,11 @@ import numpy as np
 
 from agent.summary import Summary, merge
 from agent.summary.histogram import Floats
-from detector.bins import bin_count
-from detector.dead import dead
-from detector.drift import PARTS, Drift, drift
-from detector.explosion import explosion
 from detector.paired.statistics import mcnemar
+from detector.statistics.bins import bin_count
+from detector.statistics.dead import dead
+from detector.statistics.drift import PARTS, Drift, drift
+from detector.statistics.explosion import explosion
 from tests.statistics.draws import INDEPENDENT, Sessions, draw, part
 from tests.statistics.laws import COARSE, Law, at_omega, cells, day, hurdle, mixture, zeros_at
 from tests.statistics.product import Watch

@@ -9,17 +9,17 @@ from functools import reduce
 import numpy as np
 from numpy.typing import ArrayLike
 
-from agent.pooled import Pooled
+from agent.instrument.pooled import Pooled
 from agent.summary import Summary, from_pooled, merge
 from agent.summary.histogram import Floats
 from agent.wire import Probe
-from detector.dead import Dead, dead
-from detector.design_effect import estimate
-from detector.drift import REFERENCE_RISK, Drift, drift
-from detector.examine import measure
-from detector.explosion import Explosion, explosion
-from detector.sequential import FAMILIES, Evidence, advance, calibrate, threshold
-from detector.settings import CheckSettings
+from detector.checks.examine import measure
+from detector.domain.settings import CheckSettings
+from detector.statistics.dead import Dead, dead
+from detector.statistics.design_effect import estimate
+from detector.statistics.drift import REFERENCE_RISK, Drift, drift
+from detector.statistics.explosion import Explosion, explosion
+from detector.statistics.sequential import FAMILIES, Evidence, advance, calibrate, threshold
 from tests.statistics.draws import part
 from tests.statistics.peers.exchange import Scores, Streams
 

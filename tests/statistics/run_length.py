@@ -16,8 +16,8 @@ from scipy.stats import binom, chi2
 
 from agent.summary import Summary, merge
 from agent.summary.histogram import Floats
-from detector.drift import REFERENCE_RISK
-from detector.sequential import Evidence, advance
+from detector.statistics.drift import REFERENCE_RISK
+from detector.statistics.sequential import Evidence, advance
 from tests.statistics.draws import INDEPENDENT, Mood, Sessions, draw, part
 from tests.statistics.laws import Law, at_omega, cells, day, hurdle, stretch_at, zeros_at
 from tests.statistics.parallel import spread

@@ -17,10 +17,10 @@ from scipy.special import ndtri
 
 from agent.summary import Summary, empty, from_pooled, merge
 from agent.summary.histogram import Floats
-from detector.design_effect import DesignEffect, estimate, unknown
-from detector.drift import REFERENCE_RISK, drift
-from detector.sequential import Evidence, advance, calibrate, threshold
-from detector.sparsity import Estimator, sparsity
+from detector.statistics.design_effect import DesignEffect, estimate, unknown
+from detector.statistics.drift import REFERENCE_RISK, drift
+from detector.statistics.sequential import Evidence, advance, calibrate, threshold
+from detector.statistics.sparsity import Estimator, sparsity
 from tests.statistics.pages import Page
 from tests.statistics.parallel import spread
 from tests.statistics.rates import most_alarms

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from detector.plan import Question
-from detector.plan import delays as delays_of
+from detector.planning.plan import Question
+from detector.planning.plan import delays as delays_of
 from tests.statistics.calibrate import Calibration
 from tests.statistics.contest import FALSE_ALARMS, Entry
 from tests.statistics.exactness import LEVEL, Agreement, Merging
@@ -90,7 +90,7 @@ def moods(found: Sequence[Lives]) -> str:
 
 
 def planned() -> str:
-    """Delays in windows by `detector.plan`, for a shift of any shape in one channel of 256 in one of 20 layers."""
+    """Delays in windows by `detector.planning.plan`: a shift of any shape in one channel of 256 in one of 20 layers."""
     rows = []
     for reference, n in ((1000, 400), (1000, 4000), (5000, 400), (5000, 4000), (20_000, 1000), (20_000, 4000)):
         cells = []

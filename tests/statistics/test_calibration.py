@@ -11,10 +11,10 @@ import pytest
 from scipy.stats import binom, ncx2, norm
 
 from agent.summary.histogram import Floats
-from detector.bins import bin_count
-from detector.correction import benjamini_hochberg
-from detector.drift import drift
-from detector.proportions import share_shift
+from detector.statistics.bins import bin_count
+from detector.statistics.correction import benjamini_hochberg
+from detector.statistics.drift import drift
+from detector.statistics.proportions import share_shift
 from tests.statistics.draws import draw
 from tests.statistics.laws import Law, at_omega, cells, hurdle
 from tests.statistics.nulls import nulls

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from detector.settings import CheckSettings
+from detector.domain.settings import CheckSettings
 from tests.statistics import product
 from tests.statistics.contest import Entry, match
 from tests.statistics.digits import camera, corruptions

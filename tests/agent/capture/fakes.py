@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agent.instrument import Instrumented
-from agent.pooled import Pooled
+from agent.instrument.pooled import Pooled
 from agent.replay import Device, DeviceError, OutOfMemory, Replayer
 
 BROKEN = "CUDA failure 700: an illegal memory access was encountered"

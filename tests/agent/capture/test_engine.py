@@ -10,7 +10,7 @@ from agent.capture.groups import partition
 from agent.capture.pressure import Patience
 from agent.capture.settings import CaptureSettings
 from agent.instrument import Instrumented, instrument
-from agent.pooled import Pooled
+from agent.instrument.pooled import Pooled
 from agent.replay import Device, OutOfMemory, Replayer, ReplayError
 from tests.agent.capture.fakes import Clock, Gpu, GpuDevice, Notes, images
 from tests.agent.models import Builder, resnet50, small_cnn

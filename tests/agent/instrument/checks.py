@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from agent.instrument import Instrumented, instrument
-from agent.pooled import Pooled
+from agent.instrument.pooled import Pooled
 from agent.replay import Replayer, output_types
 
 Arrays = Mapping[str, NDArray[Any]]

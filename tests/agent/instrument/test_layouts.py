@@ -11,9 +11,8 @@ import onnx
 import pytest
 from onnx import helper
 
-from agent import batching
 from agent.instrument import InstrumentError, instrument
-from agent.replay import Replayer
+from agent.replay import Replayer, batching
 from tests.agent.instrument.checks import assert_pools, execution_order, floats, graph, node, observe, plain
 
 LAYOUTS: list[tuple[str, list[onnx.NodeProto], tuple[int | str, ...], tuple[int, ...], int, dict[str, Any]]] = [

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from agent.instrument import instrument
-from agent.pooled import Pooled
+from agent.instrument.pooled import Pooled
 from agent.replay import Replayer, output_types
 from agent.summary import from_pooled
 from tests.agent.instrument.checks import graph, node, plain

@@ -1,0 +1,94 @@
+"""Puts deployments and finished windows into the outbox, as messages that Kafka takes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+
+import structlog
+
+from agent import wire
+from agent.delivery.outbox import Outbox
+from agent.delivery.windowing import Closed
+from agent.instrument import Instrumented
+
+log = structlog.get_logger()
+
+
+class Sender:
+    """Names every message by (agent_id, boot_epoch, seq) and keeps it below ``max_message_bytes``."""
+
+    def __init__(
+        self,
+        outbox: Outbox,
+        agent_id: str,
+        max_message_bytes: int,
+        clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+    ) -> None:
+        self._outbox = outbox
+        self._agent_id = agent_id
+        self._max_message_bytes = max_message_bytes
+        self._clock_ms = clock_ms
+
+    def deployment(self, model: str, version: str, digest: str, instrumented: Instrumented, provider: str) -> None:
+        """Announces that a model version starts to serve."""
+        body = wire.Deployment(self._clock_ms(), instrumented.probes, instrumented.not_probed, provider)
+        self._post(wire.Envelope(self._agent_id, self._outbox.boot_epoch, 0, model, version, digest, body))
+
+    def windows(self, windows: Iterable[Closed]) -> None:
+        """Sends finished windows; a window too large for one message is split by its probes."""
+        for closed in windows:
+            slot, summaries = closed.slot, closed.summaries
+            items = tuple(
+                wire.ProbeWindow(probe, summaries[probe.name]) for probe in closed.probes if probe.name in summaries
+            )
+            for part in self._parts(items):
+                window = wire.Window(slot.start_ms, slot.end_ms, part)
+                self._post(
+                    wire.Envelope(
+                        self._agent_id, self._outbox.boot_epoch, 0, slot.model, slot.version, slot.digest, window
+                    )
+                )
+            requests = max((item.summary.n for item in items), default=0)
+            log.info("window.closed", model=slot.model, version=slot.version, requests=requests)
+
+    def comparison(self, model: str, version: str, digest: str, body: wire.Comparison) -> None:
+        """Sends a comparison, in parts where it is too large for one message: its own counts are in the first."""
+        parts = list(self._comparison_parts(body.probes)) or [()]
+        for number, part in enumerate(parts):
+            item = replace(body if number == 0 else wire.probes_only(body), probes=part)
+            self._post(wire.Envelope(self._agent_id, self._outbox.boot_epoch, 0, model, version, digest, item))
+        log.info("comparison.closed", model=model, version=version, kind=body.kind, requests=body.n)
+
+    def _comparison_parts(self, items: Iterable[wire.ProbeComparison]) -> Iterator[tuple[wire.ProbeComparison, ...]]:
+        """As `_parts`."""
+        part: list[wire.ProbeComparison] = []
+        room = self._max_message_bytes
+        for item in items:
+            size = wire.estimated_comparison_size(item)
+            if part and size > room:
+                yield tuple(part)
+                part, room = [], self._max_message_bytes
+            part.append(item)
+            room -= size
+        if part:
+            yield tuple(part)
+
+    def _parts(self, items: Iterable[wire.ProbeWindow]) -> Iterator[tuple[wire.ProbeWindow, ...]]:
+        """Runs of probes that fit a message together; a probe too large by itself goes alone."""
+        part: list[wire.ProbeWindow] = []
+        room = self._max_message_bytes
+        for item in items:
+            size = wire.estimated_size(item.summary)
+            if part and size > room:
+                yield tuple(part)
+                part, room = [], self._max_message_bytes
+            part.append(item)
+            room -= size
+        if part:
+            yield tuple(part)
+
+    def _post(self, envelope: wire.Envelope) -> None:
+        if not self._outbox.append(envelope.key, lambda seq: wire.encode(replace(envelope, seq=seq))):
+            log.error("outbox.full", model=envelope.model, version=envelope.version)

@@ -1,0 +1,171 @@
+"""Kafka in. Postgres says which offset is next; what is committed to Kafka is for the eyes of its tools."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import structlog
+from kafka import ConsumerRebalanceListener, KafkaConsumer, OffsetAndMetadata, TopicPartition
+from kafka.errors import KafkaError
+
+from detector.ingestion.ingest import Record, RetryLater
+from detector.ingestion.transport.letters import CONNECT_MS, ApiVersion, reach
+from detector.metrics import DetectorMetrics
+
+log = structlog.get_logger()
+
+POLL_MS = 500
+MAX_RECORDS = 200
+"""Of one poll, which bounds a micro-batch."""
+FIRST_DELAY = 0.5
+LAST_DELAY = 20.0
+"""Far below max.poll.interval.ms, so that waiting for Postgres costs no group membership."""
+
+
+class Handler(Protocol):
+    """What takes records; in production `detector.ingestion.ingest.IngestHandler`. Both methods raise RetryLater."""
+
+    def assigned(self, partitions: Iterable[int]) -> dict[int, int | None]: ...
+    def handle(self, partition: int, records: Sequence[Record]) -> None: ...
+
+
+class _Rebalances(ConsumerRebalanceListener):  # type: ignore[misc]
+    """Called on the client's I/O thread, where blocking would stop the heartbeat: takes a note and no more."""
+
+    def __init__(self) -> None:
+        self.changed = threading.Event()
+
+    def on_partitions_revoked(self, revoked: object) -> None:
+        self.changed.set()
+
+    def on_partitions_assigned(self, assigned: object) -> None:
+        self.changed.set()
+
+    def on_partitions_lost(self, lost: object) -> None:
+        # By default this is revocation, as if there were still something to commit.
+        self.changed.set()
+
+
+class Consumer:
+    """A member of a consumer group that reads each partition from where Postgres says."""
+
+    def __init__(
+        self,
+        bootstrap: str,
+        topic: str,
+        group: str,
+        api_version: ApiVersion,
+        metrics: DetectorMetrics,
+        *,
+        options: Mapping[str, Any] | None = None,
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        """Nothing is connected before `run`. ``options`` are further settings of the client, such as TLS."""
+        self._topic, self._metrics, self._jitter = topic, metrics, jitter
+        self._bootstrap = bootstrap
+        self._settings: dict[str, Any] = {
+            "bootstrap_servers": bootstrap.split(","),
+            "client_id": "reluscope-detector",
+            "group_id": group,
+            "api_version": api_version,
+            "enable_auto_commit": False,
+            "auto_offset_reset": "earliest",
+            "isolation_level": "read_committed",
+            "max_partition_fetch_bytes": 8 << 20,
+            "fetch_max_bytes": 32 << 20,
+            "bootstrap_timeout_ms": CONNECT_MS,
+            "reconnect_backoff_max_ms": 5000,
+            # A lost metadata answer leaves the group leader without partitions until the next refresh.
+            "metadata_max_age_ms": 10_000,
+            "metrics_enabled": False,
+            **(options or {}),
+        }
+
+    def run(self, handler: Handler, stop: threading.Event) -> None:
+        """Feeds ``handler`` until ``stop`` is set; outlives an unreachable broker. Raises what the handler raises."""
+        failures = 0
+        while not stop.is_set():
+            try:
+                with self._connected() as (consumer, rebalances):
+                    if failures:
+                        log.info("ingest.broker_reached")
+                    failures = 0
+                    self._consume(consumer, rebalances, handler, stop)
+            except KafkaError as error:
+                self._metrics.ingest_errors.labels("broker").inc()
+                if not failures:  # said once, not at every attempt
+                    log.warning("ingest.broker_unreachable", error=str(error))
+                stop.wait(self._delay(failures))
+                failures += 1
+
+    @contextmanager
+    def _connected(self) -> Iterator[tuple[Any, _Rebalances]]:
+        rebalances = _Rebalances()
+        reach(self._bootstrap)
+        consumer = KafkaConsumer(**self._settings)
+        try:
+            # Ask before subscribing: kafka-python 3.0.12 loses the topic's metadata request while the bootstrap's
+            # answer is on its way, and the group would be assigned nothing.
+            consumer.partitions_for_topic(self._topic)
+            consumer.subscribe([self._topic], listener=rebalances)
+            yield consumer, rebalances
+        finally:
+            consumer.close(autocommit=False, timeout_ms=CONNECT_MS)
+
+    def _consume(self, consumer: Any, rebalances: _Rebalances, handler: Handler, stop: threading.Event) -> None:
+        positioned, failures = False, 0
+        while not stop.is_set():
+            polled = consumer.poll(timeout_ms=POLL_MS, max_records=MAX_RECORDS)
+            if rebalances.changed.is_set():
+                rebalances.changed.clear()
+                positioned = False
+            try:
+                if not positioned:
+                    # Drops what was polled: Kafka chose where it began.
+                    positioned = self._position(consumer, handler)
+                    continue
+                self._handle(consumer, handler, polled)
+                failures = 0
+            except RetryLater as error:
+                positioned = False
+                self._metrics.ingest_errors.labels(error.reason).inc()
+                log.warning("ingest.retry", reason=error.reason, error=str(error), failures=failures + 1)
+                consumer.pause(*consumer.assignment())
+                stop.wait(self._delay(failures))
+                failures += 1
+
+    def _position(self, consumer: Any, handler: Handler) -> bool:
+        """Moves every assigned partition to its offset in Postgres; False where a rebalance came in between."""
+        assigned = {partition.partition: partition for partition in consumer.assignment()}
+        positions = handler.assigned(assigned)
+        try:
+            for number, offset in positions.items():
+                if offset is None:
+                    consumer.seek_to_beginning(assigned[number])
+                else:
+                    consumer.seek(assigned[number], offset)
+                consumer.resume(assigned[number])
+        except (KeyError, ValueError):  # the client's words for a partition that is no longer ours
+            log.info("ingest.rebalanced_again")
+            return False
+        if positions:
+            log.info("ingest.assigned", topic=self._topic, offsets=positions)
+        return True
+
+    def _handle(self, consumer: Any, handler: Handler, polled: Mapping[TopicPartition, Sequence[Any]]) -> None:
+        for partition, messages in polled.items():
+            records = [Record(m.offset, m.key, m.value, tuple(m.headers or ())) for m in messages]
+            handler.handle(partition.partition, records)
+            consumer.commit_async({partition: OffsetAndMetadata(records[-1].offset + 1, "", -1)}, callback=_committed)
+
+    def _delay(self, failures: int) -> float:
+        return float(min(FIRST_DELAY * 2.0 ** min(failures, 10), LAST_DELAY) * (0.5 + self._jitter() / 2))
+
+
+def _committed(offsets: object, response: object) -> None:
+    if isinstance(response, Exception):
+        log.debug("ingest.advisory_commit_failed", error=str(response))

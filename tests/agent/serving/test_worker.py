@@ -1,0 +1,142 @@
+"""The replay loop: bad requests are counted by reason and cost the good ones nothing."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import onnx
+import orjson
+
+from agent import wire
+from agent.capture.settings import CaptureSettings
+from agent.delivery.outbox import Outbox
+from agent.delivery.sender import Sender
+from agent.delivery.windowing import Accumulator
+from agent.intake.oip import Limits
+from agent.intake.queue import ByteQueue, Captured
+from agent.metrics import AgentMetrics
+from agent.rates.governor import Budgets
+from agent.replay import Device
+from agent.serving.models import Models
+from agent.serving.worker import Worker, WorkerSettings, duty
+from tests.agent.models import Builder, small_cnn
+from tests.agent.serving.test_models import put
+
+
+def request(image: np.ndarray, version: str = "1") -> Captured:
+    tensor = {"name": "image", "datatype": "FP32", "shape": list(image.shape), "data": image.ravel().tolist()}
+    return Captured("digits", version, orjson.dumps({"inputs": [tensor]}), None, None, None, 1500)
+
+
+def replay(
+    tmp_path: Path,
+    model: onnx.ModelProto,
+    items: list[Captured],
+    max_message_bytes: int = 1 << 20,
+    budgets: Budgets | None = None,
+) -> tuple[list[wire.Envelope], str]:
+    metrics = AgentMetrics()
+    queue: ByteQueue[Captured] = ByteQueue(1 << 24, 1000)
+    outbox = Outbox(tmp_path / "outbox.db", 1 << 24)
+    sender = Sender(outbox, "pod-1", max_message_bytes)
+    put(tmp_path / "repo", "1", model)
+    models = Models(tmp_path / "repo", metrics, sender.deployment, CaptureSettings(Device(1, 1 << 30), max_batch=8))
+    models.refresh()
+    for item in items:
+        assert queue.offer(item, len(item.body))
+    stop = threading.Event()
+    settings = WorkerSettings(8, budgets or Budgets(1.0), Limits())
+    worker = Worker(settings, models, queue, Accumulator(1000, 0), sender, metrics)
+    thread = threading.Thread(target=worker.run, args=(stop,))
+    thread.start()
+    deadline = time.monotonic() + 10
+    while queue.depth()[0] and time.monotonic() < deadline:
+        time.sleep(0.01)
+    stop.set()
+    thread.join(10)
+    sent = [wire.decode(item.payload) for item in outbox.pending(100)]
+    outbox.close()
+    return sent, metrics.render().decode()
+
+
+def counts(sent: list[wire.Envelope]) -> dict[str, int]:
+    total: dict[str, int] = {}
+    for envelope in sent:
+        if isinstance(envelope.body, wire.Window):
+            for item in envelope.body.probes:
+                total[item.probe.name] = total.get(item.probe.name, 0) + item.summary.n
+    return total
+
+
+def test_requests_become_one_window_after_the_deployment(tmp_path: Path) -> None:
+    items = [request(np.ones((1, 1, 8, 8), np.float32)) for _ in range(20)] + [request(np.ones((3, 1, 8, 8)))]
+    sent, _ = replay(tmp_path, small_cnn(), items)
+    assert isinstance(sent[0].body, wire.Deployment)
+    assert counts(sent) == dict.fromkeys(["image", "relu1", "relu2", "relu3", "fc2_out"], 23)
+    assert [envelope.seq for envelope in sent] == sorted({envelope.seq for envelope in sent})
+
+
+def test_bad_requests_are_counted_by_reason(tmp_path: Path) -> None:
+    bad = Captured("digits", "1", b"{", None, None, None, 1500)
+    former = request(np.ones((1, 1, 8, 8)), version="0")
+    items = [request(np.ones((1, 1, 8, 8))), bad, request(np.ones((1, 1, 9, 8))), request(np.ones((1, 1, 8))), former]
+    sent, metrics = replay(tmp_path, small_cnn(), items)
+    assert counts(sent)["relu1"] == 1
+    assert 'rejected_total{model="digits",reason="bad_json"} 1.0' in metrics
+    assert 'rejected_total{model="digits",reason="shape"} 2.0' in metrics
+    assert 'dropped_total{reason="model_gone"} 1.0' in metrics
+
+
+def test_a_poisoned_request_costs_its_neighbours_nothing(tmp_path: Path) -> None:
+    """Its index lies beyond the table: the type and the shape are right, and the run of the whole batch fails."""
+    b = Builder()
+    table = b.weight("table", 4, 6)
+    x = b.node("Relu", [b.node("Gather", [table, "ids"], "look_up")], "relu1")
+    graph = b.model({"ids": ["N"]}, {x: 2}).graph
+    graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.INT64
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+
+    def look_up(*ids: int) -> Captured:
+        tensor = {"name": "ids", "datatype": "INT64", "shape": [len(ids)], "data": list(ids)}
+        return Captured("digits", "1", orjson.dumps({"inputs": [tensor]}), None, None, None, 1500)
+
+    sent, metrics = replay(
+        tmp_path, model, [look_up(i % 4) for i in range(5)] + [look_up(99), look_up(1, 77), look_up(2)]
+    )
+    assert counts(sent)["relu1"] == 7
+    assert 'rejected_total{model="digits",reason="replay_failed"} 2.0' in metrics
+    assert 'replayed_total{model="digits",version="1"} 7.0' in metrics
+
+
+def test_a_fixed_batch_is_filled_up_and_counted_right(tmp_path: Path) -> None:
+    b = Builder()
+    x = b.node("Relu", [b.conv("image", "conv1", 1, 4)], "relu1")
+    model = b.model({"image": [4, 1, 8, 8]}, {x: 4})
+    sent, metrics = replay(tmp_path, model, [request(np.ones((4, 1, 8, 8))) for _ in range(2)])
+    assert counts(sent)["relu1"] == 8
+    assert 'replayed_total{model="digits",version="1"} 8.0' in metrics
+
+
+def test_a_limit_of_requests_per_second_is_kept(tmp_path: Path) -> None:
+    items = [request(np.ones((1, 1, 8, 8), np.float32)) for _ in range(8)]
+    begin = time.monotonic()
+    sent, _ = replay(tmp_path, small_cnn(), items, budgets=Budgets(1.0, requests_per_second=4))
+    assert 0.9 < time.monotonic() - begin < 5, "four at once, then a rest"
+    assert counts(sent)["relu1"] == 8
+
+
+def test_a_wide_window_is_split_below_the_message_limit(tmp_path: Path) -> None:
+    items = [request(np.random.default_rng(i).random((1, 1, 8, 8))) for i in range(50)]
+    sent, _ = replay(tmp_path, small_cnn(), items, max_message_bytes=1500)
+    windows = [envelope for envelope in sent if isinstance(envelope.body, wire.Window)]
+    assert len(windows) > 1
+    assert counts(sent) == dict.fromkeys(["image", "relu1", "relu2", "relu3", "fc2_out"], 50)
+    assert len({envelope.seq for envelope in sent}) == len(sent)
+
+
+def test_the_duty_cycle_is_over_several_turns() -> None:
+    assert duty([(10.0, 0.5), (11.0, 0.0), (12.0, 1.0)], 15.0) == 0.3
+    assert duty([], 15.0) == 0.0

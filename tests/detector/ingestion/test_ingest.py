@@ -1,0 +1,226 @@
+"""The handler: what is applied, what is set aside, what is tried again. With fakes for store and broker."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+
+import numpy as np
+import pytest
+
+from agent.wire import Envelope, Window, encode
+from detector.ingestion.ingest import Headers, IngestHandler, Record, RetryLater
+from detector.ingestion.plausible import Implausible, check
+from detector.metrics import DetectorMetrics
+from detector.store import IngestResult, LostOwnership, StoreRefused, StoreUnavailable
+from tests.detector.builders import START, compared, comparing, deployment, difference, ms, probe, summary, window
+
+NOW = START + timedelta(minutes=5)
+
+
+@dataclass
+class FakeStore:
+    """Keeps batches; refuses messages by sequence number; fails with what is queued."""
+
+    offsets: dict[int, int] = field(default_factory=dict)
+    refused: set[int] = field(default_factory=set)
+    failures: list[Exception] = field(default_factory=list)
+    applied: list[int] = field(default_factory=list)
+
+    def next_offsets(self, topic: str) -> dict[int, int]:
+        if self.failures:
+            raise self.failures.pop(0)
+        return dict(self.offsets)
+
+    def ingest(
+        self, topic: str, partition: int, expected_offset: int | None, next_offset: int, envelopes: Sequence[Envelope]
+    ) -> IngestResult:
+        if self.failures:
+            raise self.failures.pop(0)
+        if self.offsets.get(partition) != expected_offset:
+            raise LostOwnership(str(partition))
+        if any(envelope.seq in self.refused for envelope in envelopes):
+            raise StoreRefused("too wide")
+        self.offsets[partition] = next_offset
+        self.applied += [envelope.seq for envelope in envelopes]
+        return IngestResult(len(envelopes), 0)
+
+
+@dataclass
+class FakeLetters:
+    letters: list[tuple[bytes | None, dict[str, str], bytes | None]] = field(default_factory=list)
+    failing: bool = False
+
+    def publish(self, raw: bytes | None, headers: Headers, key: bytes | None = None) -> None:
+        if self.failing:
+            raise RetryLater("dead_letter", "no broker")
+        self.letters.append((raw, {name: value.decode() for name, value in headers}, key))
+
+
+@dataclass
+class Line:
+    store: FakeStore = field(default_factory=FakeStore)
+    letters: FakeLetters = field(default_factory=FakeLetters)
+    metrics: DetectorMetrics = field(default_factory=lambda: DetectorMetrics(lambda: NOW, 600))
+
+    def __post_init__(self) -> None:
+        self.handler = IngestHandler(self.store, "t", self.letters, self.metrics, lambda: NOW)
+
+    def count(self, name: str, **labels: str) -> float:
+        return self.metrics.registry.get_sample_value(name, labels) or 0.0
+
+
+@pytest.fixture
+def line() -> Line:
+    line = Line()
+    line.handler.assigned([0, 1])
+    return line
+
+
+def records(*messages: Envelope | bytes | None, first: int = 0) -> list[Record]:
+    values = [encode(message) if isinstance(message, Envelope) else message for message in messages]
+    return [Record(first + i, b"key", value, (("agent", b"a"),)) for i, value in enumerate(values)]
+
+
+def test_offsets_come_from_the_store() -> None:
+    line = Line(FakeStore(offsets={1: 7, 2: 9}))
+    assert line.handler.assigned([0, 1]) == {0: None, 1: 7}
+
+
+def test_a_batch_is_applied_and_counted(line: Line) -> None:
+    line.handler.handle(0, records(window(1), deployment(2)))
+    line.handler.handle(0, records(window(3), first=5))
+    assert line.store.applied == [1, 2, 3]
+    assert line.store.offsets == {0: 6}
+    assert line.count("reluscope_ingested_messages_total") == 3
+    assert line.count("reluscope_last_ingest_timestamp_seconds") == NOW.timestamp()
+
+
+def test_what_cannot_be_read_is_set_aside_with_its_provenance(line: Line) -> None:
+    newer = b"\x08\x63" + encode(window(9))[2:]
+    line.handler.handle(1, records(b"\xff\xfe", window(1), None, newer, first=40))
+    assert line.store.applied == [1]
+    assert line.store.offsets == {1: 44}
+    raw, headers, key = line.letters.letters[0]
+    assert (raw, key) == (b"\xff\xfe", b"key")
+    assert headers["agent"] == "a"
+    assert headers["dead-letter-topic"] == "t"
+    assert headers["dead-letter-partition"] == "1"
+    assert headers["dead-letter-offset"] == "40"
+    assert headers["dead-letter-reason"] == "undecodable"
+    assert headers["dead-letter-error"].startswith("not a reluscope message")
+    assert [letter[0] for letter in line.letters.letters] == [b"\xff\xfe", None, newer]
+    assert line.count("reluscope_dead_letter_messages_total", reason="undecodable") == 3
+
+
+def test_a_replayed_letter_loses_its_old_provenance(line: Line) -> None:
+    record = Record(3, None, b"\xff", (("dead-letter-offset", b"1"), ("dead-letter-topic", b"x")))
+    line.handler.handle(0, [record])
+    assert line.letters.letters[0][1]["dead-letter-offset"] == "3"
+
+
+def test_a_refused_message_does_not_take_its_batch_along(line: Line) -> None:
+    line.store.refused = {2}
+    line.handler.handle(0, records(window(1), b"", window(2), window(3), first=10))
+    assert line.store.applied == [1, 3]
+    assert line.store.offsets == {0: 14}
+    assert [letter[1]["dead-letter-reason"] for letter in line.letters.letters] == ["undecodable", "refused"]
+    assert line.letters.letters[1][1]["dead-letter-error"] == "too wide"
+
+
+@pytest.mark.parametrize(
+    ("failure", "reason"), [(StoreUnavailable("gone"), "postgres"), (LostOwnership("other"), "lost_ownership")]
+)
+def test_infrastructure_is_tried_again_and_letters_are_written_once(
+    line: Line, failure: Exception, reason: str
+) -> None:
+    line.store.failures = [failure]
+    batch = records(b"junk", window(1))
+    with pytest.raises(RetryLater) as caught:
+        line.handler.handle(0, batch)
+    assert caught.value.reason == reason
+    assert line.store.offsets == {}
+    line.handler.assigned([0])
+    line.handler.handle(0, batch)
+    assert line.store.applied == [1]
+    assert len(line.letters.letters) == 1
+
+
+def test_the_offset_waits_for_the_dead_letter(line: Line) -> None:
+    line.letters.failing = True
+    with pytest.raises(RetryLater, match="no broker"):
+        line.handler.handle(0, records(window(1), b"junk"))
+    assert line.store.offsets == {}
+    assert line.count("reluscope_dead_letter_messages_total", reason="undecodable") == 0
+
+
+def test_an_unreachable_store_at_assignment_is_tried_again(line: Line) -> None:
+    line.store.failures = [StoreUnavailable("gone")]
+    with pytest.raises(RetryLater, match="gone"):
+        line.handler.assigned([0])
+
+
+def broken(**changes: object) -> Envelope:
+    return replace(window(1), **changes)  # type: ignore[arg-type]
+
+
+def with_summary(**changes: object) -> Envelope:
+    return window(1, layers=("conv1",), content=replace(summary(), **changes))  # type: ignore[arg-type]
+
+
+def with_difference(**changes: object) -> Envelope:
+    return comparing(1, compared(probes=(replace(difference(), **changes),)))  # type: ignore[arg-type]
+
+
+def spanning(start_ms: int, end_ms: int) -> Envelope:
+    return broken(body=Window(start_ms, end_ms, ()))
+
+
+@pytest.mark.parametrize(
+    ("envelope", "text"),
+    [
+        (broken(model="a\0b"), "model holds a NUL"),
+        (broken(version="v" * 1001), "version has 1001 characters"),
+        (broken(seq=1 << 63), "63 bits"),
+        (window(1, START + timedelta(hours=2)), "future"),
+        (spanning(1, 2), "before the year 2000"),
+        (spanning(ms(START) - 90_000_000, ms(START)), "spans 25 hours"),
+        (window(1, layers=("a", "a")), "probe a occurs twice"),
+        (window(1, layers=("a\0",)), "name holds a NUL"),
+        (deployment(1, START + timedelta(days=1)), "the deployment lies"),
+        (deployment(1, probes=[probe("a", 1 << 31)]), "31 bits"),
+        (with_summary(n=1 << 41), "requests in one window"),
+        (with_summary(m2=np.full(4, -1.0)), "m2 is negative"),
+        (with_summary(max=np.full(4, np.inf)), "min or max is not finite"),
+        (with_summary(fraction_sum=np.full(4, 21.0)), "fraction_sum is outside"),
+        (with_summary(nonfinite=np.full(4, 15)), "fraction_sum|active"),
+        (comparing(1, compared(START + timedelta(days=1))), "the comparison's start lies"),
+        (comparing(1, compared(START - timedelta(days=2), minutes=1500)), "the comparison spans 25 hours"),
+        (comparing(1, compared(baseline="b\0")), "baseline holds a NUL"),
+        (comparing(1, compared(n=1 << 41, probes=())), "requests in one comparison"),
+        (comparing(1, compared(accuracy_n=3)), "kind reference_model has labels"),
+        (with_difference(signal=1e201), "a sum of squares exceeds"),
+        (with_difference(elements=0), "sums without elements"),
+        (with_difference(cross=-2e5), "the product of both sides is larger"),
+        (with_difference(noise=5e5), "the difference is larger"),
+    ],
+)
+def test_what_cannot_be_true_is_named(envelope: Envelope, text: str) -> None:
+    with pytest.raises(Implausible, match=text):
+        check(envelope, NOW)
+
+
+def test_what_is_true_passes() -> None:
+    opposite = replace(difference(), cross=-1e5, power=1e5, noise=4e5)
+    silent = replace(difference(), elements=0, signal=0.0, power=0.0, noise=0.0, cross=0.0)
+    both = comparing(4, compared(probes=(opposite, replace(silent, probe=probe("fc1")))))
+    labelled = comparing(5, compared(kind="holdout", accuracy_n=100))
+    for envelope in (window(1), deployment(2), window(1, START + timedelta(minutes=30)), both, labelled):
+        check(envelope, NOW)
+
+
+def test_the_implausible_is_set_aside(line: Line) -> None:
+    line.handler.handle(0, records(window(1, START + timedelta(days=1)), window(2)))
+    assert line.store.applied == [2]
+    assert line.letters.letters[0][1]["dead-letter-reason"] == "implausible"
