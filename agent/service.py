@@ -149,7 +149,7 @@ def command(
     accumulator = Accumulator(window_ms, grace_ms)
     allowed = budgets(capture)
     worker_settings = WorkerSettings(settings.max_batch, allowed, limits, settings.nice)
-    worker = Worker(worker_settings, models, queue, accumulator, sender, metrics, on_parsed=pairs.choice.offer)
+    worker = Worker(worker_settings, models, queue, accumulator, sender, metrics, on_parsed=pairs.intake.offer)
     sampler = Sampler(sample_rate)
     throttle = Throttle(Governor(sample_rate, allowed), sampler, queue, worker.meter, metrics)
     publisher = Publisher(
@@ -169,7 +169,7 @@ def command(
         supervised("paired", pairs.run, work_stop),
     ]
     publishing = supervised("publisher", lambda event: publisher.run(outbox, event), publish_stop)
-    app = http.build_app(models, queue, sampler, metrics, limits, on_response=pairs.choice.offer_response)
+    app = http.build_app(models, queue, sampler, metrics, limits, on_response=pairs.intake.offer_response)
     log.info("agent.started", agent_id=agent_id, boot_epoch=outbox.boot_epoch, repository=str(repository))
     try:
         server.serve(app, host, port, stop)

@@ -1,4 +1,4 @@
-"""Where the migrations and runbooks lie: inside the installed wheel, or in the repository beside the package."""
+"""Where migrations, runbooks and rules lie: inside the installed wheel, or in the repository beside the package."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ class MissingResource(FileNotFoundError):
     """The installation is incomplete."""
 
 
-def resource_dir(name: str) -> Path:
-    """The folder ``name`` (migrations or runbooks); raises MissingResource naming the places looked at."""
+def resource_dir(name: str, beside: str | None = None) -> Path:
+    """The folder ``name``, in the repository ``beside``; raises MissingResource naming the places looked at."""
     package = Path(__file__).resolve().parent
-    places = (package / f"_{name}", package.parent / name)
+    places = (package / f"_{name}", package.parent / (beside or name))
     for place in places:
         if place.is_dir():
             return place
@@ -27,3 +27,8 @@ def migrations() -> Path:
 def runbooks() -> Path:
     """The folder of <AlertName>.md files."""
     return resource_dir("runbooks")
+
+
+def prometheus() -> Path:
+    """The folder of the alerting rules."""
+    return resource_dir("prometheus", "deploy/prometheus")

@@ -16,7 +16,7 @@ import structlog
 from numpy.typing import NDArray
 
 from agent.capture import groups
-from agent.capture.groups import Group
+from agent.capture.groups import ProbeGroup
 from agent.capture.settings import CaptureSettings
 from agent.capture.synthetic import synthetic
 from agent.capture.timing import Clock, Ratio, Stopped, paired
@@ -49,7 +49,7 @@ class Session(Protocol):
 class Calibration:
     """The groups to run in turn, and what is known about their cost."""
 
-    groups: tuple[Group, ...]
+    groups: tuple[ProbeGroup, ...]
     ratio: float | None
     """An instrumented run over a plain one: the mean over the groups. None where nothing could be timed."""
     within: bool
@@ -147,7 +147,7 @@ class _Stand:
         return Calibration(self._partition(count), 1 + each, each <= budget + 1e-9, False)
 
     def _each(
-        self, plain: Session, parted: tuple[Group, ...], inputs: dict[str, NDArray[Any]], least_seconds: float
+        self, plain: Session, parted: tuple[ProbeGroup, ...], inputs: dict[str, NDArray[Any]], least_seconds: float
     ) -> list[Ratio]:
         """The ratios of those groups for which there is time, each taking ``least_seconds`` at least."""
         ratios: list[Ratio] = []
@@ -157,7 +157,7 @@ class _Stand:
             ratios.append(self._ratio(plain, names, inputs, parts=len(parted) - place))
         return ratios
 
-    def _ratio(self, plain: Session, names: Group, inputs: dict[str, NDArray[Any]], parts: int) -> Ratio:
+    def _ratio(self, plain: Session, names: ProbeGroup, inputs: dict[str, NDArray[Any]], parts: int) -> Ratio:
         session = self._session(names)
         seconds = max(0.0, self._deadline - self._clock()) / parts
         return paired(lambda: plain.run(inputs), lambda: session.run(inputs), seconds, self._stopped, self._clock)
@@ -197,5 +197,5 @@ class _Stand:
         axes, extent = self._observed.batch_axes, self._settings.calibration_extent
         return synthetic(plain.inputs, axes, batch, extent, fill)
 
-    def _partition(self, count: int) -> tuple[Group, ...]:
+    def _partition(self, count: int) -> tuple[ProbeGroup, ...]:
         return groups.partition(self._observed.probes, self._observed.elements, count)

@@ -5,20 +5,19 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
-from agent.capture.groups import Group
+from agent.capture.groups import ProbeGroup
 from agent.capture.pressure import Patience, Pressure
 from agent.capture.rotation import Rotation
 from agent.capture.settings import CaptureSettings
 from agent.instrument import Instrumented
 from agent.instrument.pooled import Pooled
 from agent.replay import CPU, Device, DeviceError, OutOfMemory, Port, Replayer, ReplayError, batching
+from agent.replay.batching import Tensors
 
-Tensors = dict[str, NDArray[Any]]
 Build = Callable[[Device, Instrumented], Replayer]
 
 
@@ -35,7 +34,7 @@ class Observer(Protocol):
         """A batch had no values of these probes: reasons by name."""
 
 
-class Closed(Exception):
+class EngineClosed(Exception):
     """The version was replaced or removed while its requests waited."""
 
 
@@ -45,7 +44,7 @@ class Engine:
     def __init__(
         self,
         observed: Instrumented,
-        groups: Sequence[Group],
+        groups: Sequence[ProbeGroup],
         settings: CaptureSettings,
         observer: Observer,
         *,
@@ -97,11 +96,11 @@ class Engine:
         """Pooled values of the probes whose turn it is, by name, for one batch of any size.
 
         What the device has no room for is run again in smaller batches, then on the CPU. Raises ReplayError where the
-        requests themselves cannot be run, or not even the CPU has room for one of them, Closed after `close`.
+        requests themselves cannot be run, or not even the CPU has room for one of them, EngineClosed after `close`.
         """
         with self._running:
             if self._closed:
-                raise Closed
+                raise EngineClosed
             return self._run(inputs)
 
     def close(self) -> None:
@@ -135,7 +134,7 @@ class Engine:
             self._busy = 0.0
         return _joined(parts)
 
-    def _yield(self, error: DeviceError, size: int, group: Group) -> None:
+    def _yield(self, error: DeviceError, size: int, group: ProbeGroup) -> None:
         """Makes room for the same requests to be run again; raises ``error`` where there is none to make."""
         step = self._pressure.failed(size, self._clock(), memory=isinstance(error, OutOfMemory))
         if step == "give_up":
@@ -168,7 +167,7 @@ class Engine:
         self._pressure.returned(self._clock())
         self._observer.moved(provider, "the GPU takes the model again", gave_up_gpu=False)
 
-    def _rotate(self, device: Device, first: Group | None = None) -> Rotation[Replayer]:
+    def _rotate(self, device: Device, first: ProbeGroup | None = None) -> Rotation[Replayer]:
         """Sessions on a device, beginning with the group whose turn it is."""
         count = len(self._groups)
         place = self._groups.index(first) if first is not None else 0

@@ -12,13 +12,13 @@ from statistics import median_low
 
 from agent.wire import Probe
 
-Group = frozenset[str]
+ProbeGroup = frozenset[str]
 
 UNTIMED_EXCESS = 0.5
 """What all probes are taken to add to a plain run where that cannot be timed: more than any model measured added."""
 
 
-def partition(probes: Sequence[Probe], elements: Mapping[str, int | None], count: int) -> tuple[Group, ...]:
+def partition(probes: Sequence[Probe], elements: Mapping[str, int | None], count: int) -> tuple[ProbeGroup, ...]:
     """``count`` groups of activations, with all inputs and outputs in each: those are small, and say what changed.
 
     ``probes`` are in graph order; ``elements`` by probe name, the middle of the known ones where one is unknown. Of

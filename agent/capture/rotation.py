@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Generic, Protocol, TypeVar
 
-from agent.capture.groups import Group
+from agent.capture.groups import ProbeGroup
 
 _BUILD_SHARE_OF_REPLAY = 0.05
 _BUILD_SHARE_OF_TIME = 0.01
@@ -39,8 +39,8 @@ class Rotation(Generic[S]):
 
     def __init__(
         self,
-        groups: Sequence[Group],
-        build: Callable[[Group], S],
+        groups: Sequence[ProbeGroup],
+        build: Callable[[ProbeGroup], S],
         *,
         resident: bool,
         clock: Callable[[], float] = time.monotonic,
@@ -57,7 +57,7 @@ class Rotation(Generic[S]):
         self.current()
 
     @property
-    def group(self) -> Group:
+    def group(self) -> ProbeGroup:
         """The probes whose turn it is."""
         return self._groups[self._turn]
 

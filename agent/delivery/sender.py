@@ -10,7 +10,7 @@ import structlog
 
 from agent import wire
 from agent.delivery.outbox import Outbox
-from agent.delivery.windowing import Closed
+from agent.delivery.windowing import ClosedWindow
 from agent.instrument import Instrumented
 
 log = structlog.get_logger()
@@ -36,7 +36,7 @@ class Sender:
         body = wire.Deployment(self._clock_ms(), instrumented.probes, instrumented.not_probed, provider)
         self._post(wire.Envelope(self._agent_id, self._outbox.boot_epoch, 0, model, version, digest, body))
 
-    def windows(self, windows: Iterable[Closed]) -> None:
+    def windows(self, windows: Iterable[ClosedWindow]) -> None:
         """Sends finished windows; a window too large for one message is split by its probes."""
         for closed in windows:
             slot, summaries = closed.slot, closed.summaries

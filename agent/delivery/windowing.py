@@ -27,7 +27,7 @@ class Slot:
 
 
 @dataclass(frozen=True, slots=True)
-class Closed:
+class ClosedWindow:
     """A window that takes no more requests; ``probes`` are those of the model version it observed, in graph order."""
 
     slot: Slot
@@ -79,20 +79,20 @@ class Accumulator:
             if window.rows >= self._buffer_rows:
                 _summarise(window)
 
-    def close(self, now_ms: int) -> list[Closed]:
+    def close(self, now_ms: int) -> list[ClosedWindow]:
         """Removes and returns the windows that ended more than the grace period ago, oldest first."""
         return self._remove([slot for slot in self._open if slot.end_ms + self._grace_ms <= now_ms])
 
-    def drain(self) -> list[Closed]:
+    def drain(self) -> list[ClosedWindow]:
         """Removes and returns all windows, finished or not: for shutting down."""
         return self._remove(list(self._open))
 
-    def _remove(self, slots: list[Slot]) -> list[Closed]:
+    def _remove(self, slots: list[Slot]) -> list[ClosedWindow]:
         removed = []
         for slot in sorted(slots, key=lambda slot: (slot.start_ms, slot)):
             window = self._open.pop(slot)
             _summarise(window)
-            removed.append(Closed(slot, window.probes, window.summaries))
+            removed.append(ClosedWindow(slot, window.probes, window.summaries))
         return removed
 
 

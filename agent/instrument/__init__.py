@@ -22,7 +22,7 @@ from agent.instrument.errors import InstrumentError
 from agent.instrument.files import ModelFile, SessionModel, open_model
 from agent.instrument.graph import Graph
 from agent.instrument.pooled import PooledOutputs
-from agent.instrument.pooling import Pooling, Source
+from agent.instrument.pooling import Pooling, PoolSource
 from agent.instrument.quantized import KEEP_INT8
 from agent.instrument.types import Infer, tensor_types
 from agent.wire import NotProbed, Probe
@@ -42,7 +42,7 @@ __all__ = [
 @dataclass(frozen=True, slots=True)
 class _Chosen:
     probe: Probe
-    source: Source
+    source: PoolSource
     inner: Inner | None
     """Where the probe lies in the body of an If or Loop."""
 
@@ -147,7 +147,7 @@ def _instrumented(file: ModelFile, proto: onnx.ModelProto, graph: Graph, infer: 
 def _choose(graph: Graph, axes: Axes, inner: list[Inner]) -> tuple[tuple[_Chosen, ...], list[NotProbed]]:
     found, not_probed = candidates(graph)
     order = {name: place for place, node in enumerate(graph.nodes) for name in node.output}
-    ranked: list[tuple[Candidate, Source | str, Inner | None]] = [
+    ranked: list[tuple[Candidate, PoolSource | str, Inner | None]] = [
         (candidate, source(candidate, graph, axes), None) for candidate in found
     ] + [(item.candidate, item.source, item) for item in inner]
     ranked.sort(key=lambda item: order[item[0].tensor if item[2] is None else item[2].place.owner])
@@ -202,7 +202,7 @@ def _assembled(
     batched = (name for name, axis in base.batch_axes.items() if axis == 0)
     pooling = Pooling(_opset(proto), requests_from=next(batched, None))
     pooled: dict[str, PooledOutputs] = {}
-    made: dict[Source, PooledOutputs] = {}
+    made: dict[PoolSource, PooledOutputs] = {}
     bodies: dict[str, list[tuple[str, Inner]]] = {}
     for item in chosen:
         if item.probe.kind == "input" and item.source.given:

@@ -20,7 +20,7 @@ from agent.instrument.axes import Axes
 from agent.instrument.candidates import Candidate, candidates, producer_name, source
 from agent.instrument.graph import Graph, bodies, captured
 from agent.instrument.pooled import PooledOutputs
-from agent.instrument.pooling import Pooling, Source
+from agent.instrument.pooling import Pooling, PoolSource
 from agent.instrument.types import Infer, TensorType, tensor_types
 
 
@@ -38,7 +38,7 @@ class Inner:
 
     candidate: Candidate
     place: Place
-    source: Source | str
+    source: PoolSource | str
     channels: int | None = None
     """None where the body does not say."""
 
@@ -76,7 +76,7 @@ def probe_bodies(
     pooled: dict[str, PooledOutputs] = {}
     added: list[str] = []
     for probe, inner in chosen:
-        assert isinstance(inner.source, Source)  # noqa: S101 - only activations that can be pooled are chosen
+        assert isinstance(inner.source, PoolSource)  # noqa: S101 - only activations that can be pooled are chosen
         body = graphs[inner.place.body]
         pooling = Pooling(opset, prefix=f"reluscope:{probe}:")
         made = pooling.add(inner.source)
@@ -98,14 +98,14 @@ def probe_bodies(
     return clone, pooled, added
 
 
-def _how(node: onnx.NodeProto, candidate: Candidate, graph: Graph, outer: Axes) -> Source | str:
+def _how(node: onnx.NodeProto, candidate: Candidate, graph: Graph, outer: Axes) -> PoolSource | str:
     if node.op_type not in ("If", "Loop"):
         return f"inside the body of {node.op_type} {producer_name(node)}"
     outputs = len(graph.outputs) - (1 if node.op_type == "Loop" else 0)
     if len(node.output) != outputs or "" in node.output:
         return f"inside {node.op_type} {producer_name(node)}, not all of whose outputs are named"
     how = source(candidate, graph, outer.of_body(graph))
-    if isinstance(how, Source) and how.layout.tokens:
+    if isinstance(how, PoolSource) and how.layout.tokens:
         return f"inside {graph.path}, where its rows are tokens"
     return how
 

@@ -10,7 +10,7 @@ from onnx import TensorProto
 
 from agent.instrument.axes import Axes
 from agent.instrument.graph import Graph, attribute
-from agent.instrument.pooling import BLOCKED, Source
+from agent.instrument.pooling import BLOCKED, PoolSource
 from agent.instrument.quantized import Quantization, quantization, quantized_activations
 from agent.instrument.rectifiers import activations, left_out
 from agent.instrument.types import FLOATS, TensorType
@@ -62,7 +62,7 @@ def outputs(graph: Graph, chosen: list[Candidate]) -> Iterator[Candidate]:
             yield Candidate(value.name, "Output", value.name, "output", False)
 
 
-def source(candidate: Candidate, graph: Graph, axes: Axes) -> Source | str:
+def source(candidate: Candidate, graph: Graph, axes: Axes) -> PoolSource | str:
     """How a candidate is pooled, or why it cannot be."""
     known = graph.types.get(candidate.tensor)
     if known is None:
@@ -75,7 +75,7 @@ def source(candidate: Candidate, graph: Graph, axes: Axes) -> Source | str:
         return "it cannot be told along which axis its requests lie"
     blocked = _blocked_channels(candidate.tensor, known, graph)
     steps = known.extent(1) if known.rank == 3 and (layout.requests, layout.channels) == (0, 2) else None
-    return Source(candidate.tensor, known.elem_type, known.rank, layout, candidate.quantization, steps, blocked)
+    return PoolSource(candidate.tensor, known.elem_type, known.rank, layout, candidate.quantization, steps, blocked)
 
 
 def _obstacle(candidate: Candidate, known: TensorType) -> str | None:

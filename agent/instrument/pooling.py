@@ -39,7 +39,7 @@ _AXES_ARE_INPUT = 18  # opset from which ReduceMean and ReduceMax take their axe
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class PoolSource:
     """A tensor to be pooled."""
 
     tensor: str
@@ -86,7 +86,7 @@ class Pooling:
         """
         return [node for visit in reversed([*self._visits, self._steps]) for node in visit]
 
-    def add(self, source: Source) -> PooledOutputs:
+    def add(self, source: PoolSource) -> PooledOutputs:
         """Pools a tensor over every axis but those of requests and channels."""
         self._visits.append([])
         tensor, axis, rank = source.tensor, source.layout.channels, source.rank
@@ -153,7 +153,7 @@ class Pooling:
             small = self._node("ReorderOutput", small, f"{name}:pooled", domain=BLOCKED, channels=blocked)
         return self._node("Flatten", small, name, axis=1)
 
-    def _largest(self, tensor: str, source: Source, over: list[int]) -> str:
+    def _largest(self, tensor: str, source: PoolSource, over: list[int]) -> str:
         """The maximum. Over the steps of a sequence in two stages, the first over many channels side by side.
 
         onnxruntime takes a mean over the middle axis in one sweep, but a maximum channel by channel: on CPU the two

@@ -9,7 +9,7 @@ from agent.paired.matching import Pair
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
+class FetchGroup:
     """Pairs that one run fetches, with the outputs, and how many requests may run at a time."""
 
     pairs: tuple[Pair, ...]
@@ -20,7 +20,7 @@ class Group:
 class Plan:
     """All groups, and the probes of which not even one request fits the limit."""
 
-    groups: tuple[Group, ...]
+    groups: tuple[FetchGroup, ...]
     too_large: tuple[str, ...]
 
 
@@ -44,7 +44,7 @@ def plan(pairs: Sequence[Pair], outputs: Sequence[str], sizes: Mapping[str, int]
         if pair.probe.tensor in outputs:
             continue
         if size is None:
-            apart.append(Group((*always, pair), 1))
+            apart.append(FetchGroup((*always, pair), 1))
         elif base + 2 * size > limit:
             too_large.append(pair.probe.name)
         elif groups and groups[-1][1] + 2 * size <= limit:
@@ -53,5 +53,5 @@ def plan(pairs: Sequence[Pair], outputs: Sequence[str], sizes: Mapping[str, int]
             groups.append(([*always, pair], base + 2 * size))
     if not groups and not apart:
         groups.append((always, base))
-    known = [Group(tuple(members), max(1, min(max_batch, limit // max(size, 1)))) for members, size in groups]
+    known = [FetchGroup(tuple(members), max(1, min(max_batch, limit // max(size, 1)))) for members, size in groups]
     return Plan((*known, *apart), tuple(too_large))

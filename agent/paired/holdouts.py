@@ -125,7 +125,7 @@ class Holdouts:
         holdout = read_holdout(
             path, served.metadata.inputs, served.instrumented.batch_axes, self._settings.holdout_bytes
         )
-        template = Template("holdout", HOLDOUT_FILE, holdout.digest, served.replayer.provider)
+        template = Template("holdout", HOLDOUT_FILE, holdout.digest, served.engine.provider)
         beside = "" if reference is None else reference.label
         try:
             pairing = Pairing(served, reference, self._settings, replace(template, reference=beside))

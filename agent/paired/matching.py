@@ -16,7 +16,7 @@ from agent import wire
 _SUFFIXES = ("_QuantizeLinear_Output", "_QuantizeLinear_Input", "_DequantizeLinear_Output", "_quantized")
 
 
-class Tensors(Protocol):
+class NamedTensors(Protocol):
     """What matching has to know of a model's graph."""
 
     @property
@@ -45,7 +45,7 @@ class Unmatched:
 
 
 def match(
-    probes: Sequence[wire.Probe], served: Tensors, baseline_probes: Sequence[wire.Probe], baseline: Tensors
+    probes: Sequence[wire.Probe], served: NamedTensors, baseline_probes: Sequence[wire.Probe], baseline: NamedTensors
 ) -> tuple[tuple[Pair, ...], tuple[Unmatched, ...]]:
     """Pairs in graph order, for every activation and float output of the served model; and what has no partner.
 
@@ -97,7 +97,7 @@ def with_channels(probe: wire.Probe, shape: Sequence[int]) -> wire.Probe:
     return replace(probe, channels=shape[probe.axis] if has_axis else None)
 
 
-def _finder(probes: Sequence[wire.Probe], baseline: Tensors) -> Callable[[wire.Probe], str | None]:
+def _finder(probes: Sequence[wire.Probe], baseline: NamedTensors) -> Callable[[wire.Probe], str | None]:
     by_name = {item.name: item.tensor for item in probes if item.kind != "input" and item.tensor in baseline.tensors}
     activations = {item.tensor for item in probes if item.kind == "activation"}
     by_stem: dict[str, str] = {}
@@ -116,7 +116,7 @@ def _finder(probes: Sequence[wire.Probe], baseline: Tensors) -> Callable[[wire.P
     return find
 
 
-def _output_at_the_same_place(probe: wire.Probe, served: Tensors, baseline: Tensors) -> str | None:
+def _output_at_the_same_place(probe: wire.Probe, served: NamedTensors, baseline: NamedTensors) -> str | None:
     """Exporters number tensors afresh for every version, but keep the order of the outputs."""
     if len(served.outputs) != len(baseline.outputs) or probe.tensor not in served.outputs:
         return None

@@ -14,7 +14,7 @@ from agent.paired.axes import all_requests_first, request_axes
 from agent.paired.baselines import Baseline
 from agent.paired.batch import Batch, Outcome, compare_batch
 from agent.paired.errors import PairedError
-from agent.paired.groups import Group, plan
+from agent.paired.groups import FetchGroup, plan
 from agent.paired.matching import Pair, Unmatched, compared_probes, match
 from agent.paired.settings import PairedSettings
 from agent.paired.side import Side
@@ -72,12 +72,12 @@ class Pairing:
         """
         self._settings = settings
         self._axes = served.instrumented.batch_axes
-        self._fixed = served.replayer.batch_size
+        self._fixed = served.engine.batch_size
         self._tensor_axes = request_axes(served.instrumented)
         self._elements = 0
         self._group = 0
         self._runs = 0
-        self.groups: tuple[Group, ...] = ()
+        self.groups: tuple[FetchGroup, ...] = ()
         self.too_large: tuple[str, ...] = ()
         try:
             self._served = Side(served.entry.path, served.digest, _device(settings, baseline))
@@ -248,7 +248,7 @@ def _device(settings: PairedSettings, baseline: Baseline | None) -> Device:
 
 
 def _template(served: Served, baseline: Baseline | None, checksum: str) -> Template:
-    provider = served.replayer.provider
+    provider = served.engine.provider
     if baseline is None:
         return Template("served_response", "response", "", provider)
     return Template(baseline.kind, baseline.label, checksum, provider)

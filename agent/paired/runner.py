@@ -15,11 +15,11 @@ from agent.intake.oip import OipError, parse_response
 from agent.metrics import AgentMetrics
 from agent.paired.axes import place, request_axes
 from agent.paired.baselines import Baseline, cpu_of, reference_of
-from agent.paired.choice import Choice, Task
 from agent.paired.errors import PairedError
+from agent.paired.intake import PairedIntake, Task
 from agent.paired.pairing import Pairing
 from agent.paired.settings import PairedSettings
-from agent.paired.windows import ComparisonWindows, Source
+from agent.paired.windows import ComparisonWindows, ServedVersion
 from agent.replay import CPU
 from agent.replay.batching import Tensors
 from agent.serving.models import Served, be_nice
@@ -69,7 +69,7 @@ class Paired:
         self._targets: dict[str, _Target] = {}
         self._loaded: dict[tuple[str, BaselineKind], _Loaded] = {}
         self._left_out: dict[tuple[str, BaselineKind], dict[str, str]] = {}
-        self.choice = Choice(settings, sample_rate, metrics, self._has_baseline, monotonic)
+        self.intake = PairedIntake(settings, sample_rate, metrics, self._has_baseline, monotonic)
         """What intake and replay talk to."""
 
     def refresh(self, served: Mapping[str, Served]) -> None:
@@ -84,7 +84,7 @@ class Paired:
                     log.warning("paired.repository_unreadable", model=model, reason=str(error))
                     reference = None
                 baselines = [reference] if reference is not None else []
-                if item.replayer.provider != CPU:
+                if item.engine.provider != CPU:
                     baselines.append(cpu_of(item.entry))
             targets[model] = _Target(item, tuple(baselines))
         self._targets = targets
@@ -94,7 +94,7 @@ class Paired:
         be_nice(self._settings.nice)
         duty = self._settings.duty_cycle
         while not stop.is_set():
-            task = self.choice.take(_POLL_SECONDS)
+            task = self.intake.take(_POLL_SECONDS)
             begin = time.monotonic()
             if task is not None:
                 self._process(task)
@@ -102,14 +102,14 @@ class Paired:
             self._send(self._windows.close(self._clock_ms()))
             busy = time.monotonic() - begin if task is not None else 0.0
             self._rest(busy * (1 / duty - 1), stop)
-        self.choice.close()
+        self.intake.close()
         self._send(self._windows.drain())
 
     def _rest(self, seconds: float, stop: threading.Event) -> None:
         """Does no comparing for so long, but what has to be done in time; returns early when stopped."""
         until = time.monotonic() + seconds
         while (left := until - time.monotonic()) > 0 and not stop.wait(min(left, _REST_SECONDS)):
-            self.choice.expire()
+            self.intake.expire()
             self._unload_gone()
             self._send(self._windows.close(self._clock_ms()))
 
@@ -120,7 +120,7 @@ class Paired:
     def _process(self, task: Task) -> None:
         target = self._targets.get(task.served.entry.model)
         if target is None or target.served is not task.served:
-            self.choice.drop("model_gone")  # replaced while the request waited
+            self.intake.drop("model_gone")  # replaced while the request waited
             return
         if task.response is not None:
             self._compare(task, "served_response", None)
@@ -151,7 +151,7 @@ class Paired:
             self._failed(entry.model, kind, "internal")
             return
         comparison = outcome.comparison
-        source = Source(entry.model, entry.version, task.served.digest)
+        source = ServedVersion(entry.model, entry.version, task.served.digest)
         left_out = {item.probe: item.reason for item in pairing.unmatched} | dict(outcome.misfits)
         left_out |= dict.fromkeys(pairing.too_large, "larger than --paired-fetch-mib")
         left_out |= dict.fromkeys(self._windows.add(source, comparison), "its number of channels changes")
@@ -159,7 +159,7 @@ class Paired:
         self._metrics.paired_requests_total.labels(entry.model, entry.version, kind).inc(comparison.n)
         self._metrics.paired_mismatched_total.labels(entry.model, entry.version, kind).inc(comparison.mismatched)
 
-    def _note_left_out(self, source: Source, kind: BaselineKind, left_out: dict[str, str]) -> None:
+    def _note_left_out(self, source: ServedVersion, kind: BaselineKind, left_out: dict[str, str]) -> None:
         """Counts the probes that are not compared, and logs them where they are not the same as before."""
         self._metrics.paired_unmatched_probes.labels(source.model, kind).set(len(left_out))
         if self._left_out.get((source.model, kind), {}) != left_out:
@@ -184,7 +184,7 @@ class Paired:
         )
         if parsed.version is not None and parsed.version != task.served.entry.version:
             raise PairedError("other_version", f"the response is version {parsed.version[:40]!r}'s")
-        axes, fixed = request_axes(task.served.instrumented), task.served.replayer.batch_size is not None
+        axes, fixed = request_axes(task.served.instrumented), task.served.engine.batch_size is not None
         for name, value in parsed.outputs.items():
             found = place(value.shape, axes.get(name, 0) or 0, task.requests, fixed=fixed)
             if value.ndim == 0 or (found is None and task.requests != 1):  # all of it is the one request's
@@ -228,6 +228,6 @@ class Paired:
         if message is not None:
             log.warning("paired.failed", model=model, kind=kind, reason=reason, message=message)
 
-    def _send(self, closed: list[tuple[Source, Any]]) -> None:
+    def _send(self, closed: list[tuple[ServedVersion, Any]]) -> None:
         for source, comparison in closed:
             self._sender.comparison(source.model, source.version, source.digest, comparison)

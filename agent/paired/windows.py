@@ -8,7 +8,7 @@ from agent import wire
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class ServedVersion:
     """The model version whose requests were compared."""
 
     model: str
@@ -16,7 +16,7 @@ class Source:
     digest: str
 
 
-_Key = tuple[Source, int, wire.BaselineKind, str, str, str]
+_Key = tuple[ServedVersion, int, wire.BaselineKind, str, str, str]
 
 
 class ComparisonWindows:
@@ -37,7 +37,7 @@ class ComparisonWindows:
         start = arrived_ms // self._window_ms * self._window_ms
         return start, start + self._window_ms
 
-    def add(self, source: Source, comparison: wire.Comparison) -> tuple[str, ...]:
+    def add(self, source: ServedVersion, comparison: wire.Comparison) -> tuple[str, ...]:
         """Adds one batch, whose start and end are those of its window.
 
         A probe whose number of channels is not what it was in this window is left out; returns the names of such.
@@ -60,14 +60,14 @@ class ComparisonWindows:
         kept = {item.probe.name for item in fitting}
         return tuple(item.probe.name for item in comparison.probes if item.probe.name not in kept)
 
-    def close(self, now_ms: int) -> list[tuple[Source, wire.Comparison]]:
+    def close(self, now_ms: int) -> list[tuple[ServedVersion, wire.Comparison]]:
         """Removes and returns the windows that ended more than the grace period ago, oldest first."""
         return self._remove([key for key, item in self._open.items() if item.end_ms + self._grace_ms <= now_ms])
 
-    def drain(self) -> list[tuple[Source, wire.Comparison]]:
+    def drain(self) -> list[tuple[ServedVersion, wire.Comparison]]:
         """Removes and returns all windows, finished or not: for shutting down."""
         return self._remove(list(self._open))
 
-    def _remove(self, keys: list[_Key]) -> list[tuple[Source, wire.Comparison]]:
+    def _remove(self, keys: list[_Key]) -> list[tuple[ServedVersion, wire.Comparison]]:
         removed = [(key[0], self._open.pop(key)) for key in keys]
         return sorted(removed, key=lambda item: (item[1].start_ms, item[0].model, item[1].kind))

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from agent.instrument import Instrumented, SessionModel
 from agent.instrument.pooled import Pooled
 from agent.replay import batching
+from agent.replay.batching import Tensors
 from agent.replay.errors import DeviceError, replay_error
 from agent.replay.providers import CPU, Device, Provider, load_libraries, resolve, session_options, with_options
 
@@ -25,8 +26,6 @@ _DATATYPES = {
     "tensor(string)": "BYTES",
     "tensor(bfloat16)": "BF16",
 } | {f"tensor({sign}int{bits})": f"{sign.upper()}INT{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)}
-
-Tensors = dict[str, NDArray[Any]]
 
 
 @dataclass(frozen=True, slots=True)

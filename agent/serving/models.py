@@ -36,7 +36,7 @@ class Served:
     """Names of the model's file and of those with its external data; a change of others is no change of the model."""
     digest: str
     instrumented: Instrumented
-    replayer: Engine
+    engine: Engine
     metadata: ModelMetadata
     gauges: ModelGauges
 
@@ -136,7 +136,7 @@ class Models:
             log.error("model.refused", model=entry.model, version=entry.version, reason=reason, exc_info=not known)
             return
         self._swap(served, calibration)
-        self._say(entry, calibration, served.instrumented, served.replayer)
+        self._say(entry, calibration, served.instrumented, served.engine)
 
     def _prepare(self, entry: Entry, stopped: Callable[[], bool]) -> tuple[Served, Calibration]:
         gauges = ModelGauges(self._metrics, entry.model, entry.version)
@@ -154,15 +154,13 @@ class Models:
         before = self._served.get(entry.model)
         # A re-written file with the same content is the same deployment.
         if before is None or (before.entry.version, before.digest) != (entry.version, served.digest):
-            self._on_deployment(
-                entry.model, entry.version, served.digest, served.instrumented, served.replayer.provider
-            )
+            self._on_deployment(entry.model, entry.version, served.digest, served.instrumented, served.engine.provider)
         self._served[entry.model] = served
         if before is not None:
             _retire(before)
         self._refused.pop(entry.model, None)
         self._metrics.start_model(entry.model)
-        served.gauges.show(served.replayer.provider, calibration)
+        served.gauges.show(served.engine.provider, calibration)
 
     def _observe(self, entry: Entry, whole: Instrumented) -> Instrumented:
         """The version instrumented at the probes that are wanted."""
@@ -225,7 +223,7 @@ def be_nice(level: int = 10) -> None:
 def _retire(served: Served) -> None:
     """Takes a version's series and sessions away, for others may hold on to the rest of it for a while."""
     served.gauges.forget()
-    served.replayer.close()
+    served.engine.close()
 
 
 def _specs(ports: Sequence[Port]) -> tuple[TensorSpec, ...]:

@@ -7,12 +7,11 @@ import time
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from agent.capture.engine import Closed
+from agent.capture.engine import EngineClosed
 from agent.delivery.sender import Sender
 from agent.delivery.windowing import Accumulator
 from agent.intake.oip import Limits, OipError, parse_request
@@ -22,13 +21,12 @@ from agent.rates.governor import Budgets, rest_seconds
 from agent.rates.throttle import Meter
 from agent.repeats import Repeats
 from agent.replay import ReplayError, batching
+from agent.replay.batching import Tensors
 from agent.serving.models import Models, Served, be_nice
 
 _POLL_SECONDS = 0.25
 _DUTY_SECONDS = 10.0
 """Over how long the duty cycle in the metrics is averaged."""
-
-Tensors = dict[str, NDArray[Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +114,7 @@ class Worker:
             parsed = [(item, inputs) for item in current if (inputs := self._parse(item, served)) is not None]
             for item, inputs in parsed:
                 self._on_parsed(served, item, inputs)
-            axes, fixed = served.instrumented.batch_axes, served.replayer.batch_size
+            axes, fixed = served.instrumented.batch_axes, served.engine.batch_size
             lost = 0
             for inputs, arrived_ms in batches(parsed, axes, fixed or self._settings.max_batch):
                 lost += self._run_batch(served, inputs, arrived_ms)
@@ -150,12 +148,12 @@ class Worker:
         A batch that fails is halved until the requests at fault are alone: their good neighbours lose nothing.
         """
         entry, requests, axes = served.entry, len(arrived_ms), served.instrumented.batch_axes
-        fixed = served.replayer.batch_size
+        fixed = served.engine.batch_size
         filled = inputs if fixed is None or requests == fixed else batching.fill(inputs, axes, fixed)
         begin = time.perf_counter()
         try:
-            pooled = served.replayer.run(filled)
-        except Closed:
+            pooled = served.engine.run(filled)
+        except EngineClosed:
             self._metrics.dropped_total.labels("model_gone").inc(requests)
             return requests
         except ReplayError as error:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from urllib.parse import urlsplit
 
 import click
 
+from detector import resources
 from detector.resources import MissingResource
 
 FILE = "reluscope.rules.yml"
@@ -18,12 +18,7 @@ _SAFE_URL = re.compile(r"https?://[A-Za-z0-9.\-\[\]:_~%/]+")
 
 def shipped() -> str:
     """The rules file's text; raises MissingResource."""
-    package = Path(__file__).resolve().parent
-    places = (package / "_prometheus" / FILE, package.parent / "deploy" / "prometheus" / FILE)
-    for place in places:
-        if place.is_file():
-            return place.read_text("utf-8")
-    raise MissingResource(f"no {FILE}: looked at {' and '.join(map(str, places))}; reinstall reluscope")
+    return (resources.prometheus() / FILE).read_text("utf-8")
 
 
 def rules(detector_url: str = SHIPPED_URL) -> str:

@@ -25,7 +25,7 @@ from detector.paired import ComparisonStore, PairedSettings, extended
 from detector.references import choice as reference_choice
 from detector.statistics.dead import LABELS
 from detector.statistics.fleet import Agents
-from detector.statistics.sequential import FAMILIES, Evidence, threshold, without
+from detector.statistics.sequential import FAMILIES, AlarmEvidence, threshold, without
 
 __all__ = ["CheckSettings", "CheckStore", "prepare", "run_all", "run_check"]
 
@@ -147,7 +147,7 @@ def prepare(
     limit = threshold(settings.false_page_days)
     # A family that the release before did not know has no evidence yet.
     kept = state.families if state else {}
-    evidence = {family: kept.get(family, Evidence()) for family in FAMILIES}
+    evidence = {family: kept.get(family, AlarmEvidence()) for family in FAMILIES}
     for batch in batches:
         measured = tested(batch)
         evidence = _without_gone(store, version, evidence, measured, batch.end, settings)
@@ -209,11 +209,11 @@ def _since(
 def _without_gone(
     store: CheckStore,
     version: ModelVersion,
-    evidence: dict[str, Evidence],
+    evidence: dict[str, AlarmEvidence],
     measured: Measured,
     end: datetime,
     settings: CheckSettings,
-) -> dict[str, Evidence]:
+) -> dict[str, AlarmEvidence]:
     """Without the agents that have sent nothing for as long as evidence lives: pods come and go under new names."""
     known = evidence["fleet"]
     absent = set(known.layers) - set(measured.fleet.agents if measured.fleet else ())
@@ -224,7 +224,7 @@ def _without_gone(
     return {**evidence, "fleet": without(known, gone)} if gone else evidence
 
 
-def _alarms(evidence: Mapping[str, Evidence], settings: CheckSettings) -> dict[str, dict[str, float]]:
+def _alarms(evidence: Mapping[str, AlarmEvidence], settings: CheckSettings) -> dict[str, dict[str, float]]:
     """By family: the evidence as a share of the threshold, and 1 for an alarm."""
     limit = threshold(settings.false_page_days)
     return {

@@ -11,7 +11,7 @@ from agent.summary import Summary
 from agent.summary.histogram import Floats
 from agent.wire import Probe
 from detector.checks import fleet_findings
-from detector.checks.layer_findings import LayerResult, Verdict
+from detector.checks.layer_findings import LayerResult, RateVerdict
 from detector.domain.finding import Finding
 from detector.domain.settings import CheckSettings
 from detector.statistics import fleet
@@ -20,7 +20,7 @@ from detector.statistics.dead import DORMANT_FALL, Dead, dead, label, requests_n
 from detector.statistics.design_effect import DesignEffect, unknown
 from detector.statistics.drift import REFERENCE_RISK, Drift, drift
 from detector.statistics.explosion import Explosion, explosion
-from detector.statistics.sequential import FAMILIES, MAX_E, Evidence, advance, calibrate, channel_e, threshold
+from detector.statistics.sequential import FAMILIES, MAX_E, AlarmEvidence, advance, calibrate, channel_e, threshold
 from detector.statistics.sparsity import Sparsity, sparsity
 
 CAUSE_LEVEL = 0.001
@@ -51,7 +51,7 @@ class Measured:
         Of "fleet" per agent, see `detector.statistics.fleet.e_values`.
         """
         if family == "fleet":
-            return fleet.e_values(Evidence(), self.fleet)
+            return fleet.e_values(AlarmEvidence(), self.fleet)
         if family == "dead":
             return {name: np.minimum(result.e_value, MAX_E) for name, result in self.deaths.items()}
         if family == "drift":
@@ -106,13 +106,13 @@ def measure(
 
 
 def accumulate(
-    before: Mapping[str, Evidence], measured: Measured, days: float, settings: CheckSettings
-) -> dict[str, Evidence]:
+    before: Mapping[str, AlarmEvidence], measured: Measured, days: float, settings: CheckSettings
+) -> dict[str, AlarmEvidence]:
     """The evidence of all families after a batch of ``days`` days."""
     limit = threshold(settings.false_page_days)
     after = {}
     for family in FAMILIES:
-        past, newest = before.get(family, Evidence()), measured.e_values(family)
+        past, newest = before.get(family, AlarmEvidence()), measured.e_values(family)
         if family == "fleet":
             past = fleet.fitted(past, measured.fleet)
             newest = fleet.e_values(past, measured.fleet)
@@ -121,7 +121,7 @@ def accumulate(
 
 
 def judge(
-    measured: Measured, evidence: Mapping[str, Evidence], days: float, settings: CheckSettings
+    measured: Measured, evidence: Mapping[str, AlarmEvidence], days: float, settings: CheckSettings
 ) -> tuple[list[LayerResult], bool]:
     """Which channels to report, and whether the inputs moved. Without a family's alarm none of its channels is.
 
@@ -149,7 +149,7 @@ def judge(
             labels = label(death, of("dead", name, width) & death.fallen, revived[name])
             level = days / (layer_sum * width)
             needed = requests_needed(death.lower, level, DORMANT_FALL, death.design_effect)
-            verdict = Verdict(death, labels, needed)
+            verdict = RateVerdict(death, labels, needed)
         results.append(
             LayerResult(
                 probe=probe,
@@ -167,7 +167,7 @@ def judge(
     return results, _inputs_moved(measured, evidence["drift"], settings.fdr)
 
 
-def judge_fleet(measured: Measured, evidence: Evidence, settings: CheckSettings) -> tuple[Finding, ...]:
+def judge_fleet(measured: Measured, evidence: AlarmEvidence, settings: CheckSettings) -> tuple[Finding, ...]:
     """Which agents to report, listed by e-BH like channels; none without the family's alarm.
 
     An agent that the batch lacks is not reported: it has most likely been drained.
@@ -178,7 +178,7 @@ def judge_fleet(measured: Measured, evidence: Evidence, settings: CheckSettings)
     return fleet_findings.findings(measured.fleet, listed, CAUSE_LEVEL, settings.fleet_effect)
 
 
-def _listed(newest: Mapping[str, Floats], evidence: Evidence, rate: float) -> dict[str, Mask]:
+def _listed(newest: Mapping[str, Floats], evidence: AlarmEvidence, rate: float) -> dict[str, Mask]:
     """Channels of one family in alarm, by layer: at least the one that most of the evidence is against."""
     combined = channel_e(evidence, newest)
     masks = reject_together_e(combined, rate)
@@ -193,7 +193,7 @@ def _listed(newest: Mapping[str, Floats], evidence: Evidence, rate: float) -> di
     return masks
 
 
-def _inputs_moved(measured: Measured, evidence: Evidence, rate: float) -> bool:
+def _inputs_moved(measured: Measured, evidence: AlarmEvidence, rate: float) -> bool:
     """A test of the inputs alone, which is sharper than one among all layers; it only helps to tell the cause."""
     inputs = [probe.name for probe in measured.probes if probe.kind == "input"]
     now = reject_together({name: measured.drifts[name].p_value for name in inputs}, CAUSE_LEVEL)

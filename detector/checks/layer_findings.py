@@ -25,7 +25,7 @@ SHOWN_RISK = 0.01
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Verdict:
+class RateVerdict:
     """A rectifier's active rates, judged; arrays have shape (channels,)."""
 
     rates: Dead
@@ -45,7 +45,7 @@ class LayerResult:
     drifted: Mask
     explosion: Explosion
     exploded: Mask
-    dead: Verdict | None
+    dead: RateVerdict | None
     """None for probes without an exact zero."""
     sparsity: Sparsity | None
     """As above, and where a channel was never finite."""
@@ -82,7 +82,7 @@ def _channel_findings(layer: LayerResult) -> Iterable[Finding]:
         yield _drift_finding(layer, drifted)
 
 
-def _dead_finding(layer: LayerResult, verdict: Verdict) -> Finding:
+def _dead_finding(layer: LayerResult, verdict: RateVerdict) -> Finding:
     dead, died = verdict.rates, layer.died
     fall = dead.rate_reference - dead.rate
     worst = _worst(died, dead.p_value, fall)

@@ -13,7 +13,7 @@ from detector.domain.batches import Batch
 from detector.domain.finding import Check
 from detector.domain.slots import Slot
 from detector.statistics.design_effect import DesignEffect
-from detector.statistics.sequential import Evidence
+from detector.statistics.sequential import AlarmEvidence
 
 Origin = Literal["windows", "first_requests", "previous_version", "offline"]
 
@@ -54,7 +54,7 @@ class AlarmState:
     reference_id: int
     last: Batch
     """The newest batch that was taken in; windows that begin before its end are never used again."""
-    families: Mapping[str, Evidence]
+    families: Mapping[str, AlarmEvidence]
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,10 +12,10 @@ from agent.wire import Probe
 from detector.domain.finding import Cause, Check
 from detector.domain.settings import CheckSettings
 from detector.domain.types import AgentComparison, ModelVersion
-from detector.paired.groups import Group, PairedSettings, agreement, groups, request_level
+from detector.paired.groups import ComparedGroup, PairedSettings, agreement, groups, request_level
 from detector.paired.mismatch import mismatch
 from detector.paired.quantization import quantization
-from detector.paired.verdict import Verdict, with_channels
+from detector.paired.verdict import OpenFinding, with_channels
 
 
 class ComparisonStore(Protocol):
@@ -60,13 +60,13 @@ def extended(
     )
 
 
-def judge(found: Sequence[Group], output: Probe, stated: PairedSettings, level: float) -> list[Verdict]:
+def judge(found: Sequence[ComparedGroup], output: Probe, stated: PairedSettings, level: float) -> list[OpenFinding]:
     """The verdicts on all groups; ``output`` is the layer to name where no compared layer explains a difference.
 
     Requests are tested at ``level``, by every check anew; a holdout, which is run once for a deployment, at the level
     that is ``stated``.
     """
-    verdicts: list[Verdict] = []
+    verdicts: list[OpenFinding] = []
     for group in found:
         settings = stated if group.total.kind == "holdout" else replace(stated, paired_level=level)
         if group.total.kind in ("reference_model", "holdout"):

@@ -68,7 +68,7 @@ def request_level(settings: CheckSettings, tests: int) -> float:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Group:
+class ComparedGroup:
     """What all agents compared with one baseline."""
 
     members: tuple[AgentComparison, ...]
@@ -80,7 +80,7 @@ class Group:
         return tuple(sorted({one.agent_id for one in self.members}))
 
 
-def groups(comparisons: Sequence[AgentComparison]) -> list[Group]:
+def groups(comparisons: Sequence[AgentComparison]) -> list[ComparedGroup]:
     """By kind and baseline; only its newest file, where a baseline's name was used for several.
 
     A holdout is the same requests for every agent: adding agents up would count them several times. Of each agent the
@@ -118,16 +118,16 @@ def _age(one: AgentComparison) -> tuple[int, int, str]:
     return one.comparison.end_ms, one.comparison.start_ms, one.agent_id
 
 
-def joined(members: Sequence[AgentComparison]) -> Group:
+def joined(members: Sequence[AgentComparison]) -> ComparedGroup:
     """Of comparisons with one baseline; raises ValueError where they are not."""
     bodies = [one.comparison for one in members]
     start, end = min(body.start_ms for body in bodies), max(body.end_ms for body in bodies)
     provider = ", ".join(sorted({body.provider for body in bodies}))
     alike = [replace(body, start_ms=start, end_ms=end, provider=provider) for body in bodies]
-    return Group(tuple(members), reduce(merge, alike))
+    return ComparedGroup(tuple(members), reduce(merge, alike))
 
 
-def agreement(group: Group) -> Agreement:
+def agreement(group: ComparedGroup) -> Agreement:
     """What is kept of a group with the check."""
     total = group.total
     names = (

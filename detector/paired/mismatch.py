@@ -14,12 +14,12 @@ import numpy as np
 from agent.wire import Comparison, Probe
 from detector.domain.finding import WORST, Cause, Test
 from detector.paired import statistics, words
-from detector.paired.groups import Group, PairedSettings, joined
-from detector.paired.verdict import Verdict, finding_of
+from detector.paired.groups import ComparedGroup, PairedSettings, joined
+from detector.paired.verdict import OpenFinding, finding_of
 from detector.statistics.correction import benjamini_hochberg
 
 
-def mismatch(group: Group, test: Test, output: Probe, settings: PairedSettings) -> list[Verdict]:
+def mismatch(group: ComparedGroup, test: Test, output: Probe, settings: PairedSettings) -> list[OpenFinding]:
     """Whether some agents' outputs differ beyond tolerance more often than may be; one verdict per layer of origin."""
     agents = _agents(group, settings)
     bad = [agent for agent in agents if agent.bad]
@@ -49,7 +49,7 @@ def mismatch(group: Group, test: Test, output: Probe, settings: PairedSettings) 
             p_value=min(one.p_value for one in concerned),
             details={"mismatched": k, "by_agent": table, "others": len(others), "others_differ": alone},
         )  # fmt: skip
-        verdicts.append(Verdict(finding, whole.members))
+        verdicts.append(OpenFinding(finding, whole.members))
     return verdicts
 
 
@@ -58,7 +58,7 @@ class _Agent:
     """One agent's requests."""
 
     name: str
-    of: Group
+    of: ComparedGroup
     p_value: float
     bad: bool
 
@@ -71,7 +71,7 @@ class _Agent:
         return self.of.total.n
 
 
-def _agents(group: Group, settings: PairedSettings) -> list[_Agent]:
+def _agents(group: ComparedGroup, settings: PairedSettings) -> list[_Agent]:
     """Tested one by one, so that a bad GPU does not vanish in a large fleet; corrected for their number."""
     parts = [joined([one for one in group.members if one.agent_id == name]) for name in group.agents]
     p_values = [statistics.share_above(part.total.mismatched, part.total.n, settings.max_mismatch) for part in parts]

@@ -13,11 +13,11 @@ import numpy as np
 from agent.wire import Comparison, Probe, ProbeComparison, cosine, sqnr_db
 from detector.domain.finding import Cause
 from detector.paired import statistics, words
-from detector.paired.groups import Group, PairedSettings
-from detector.paired.verdict import Verdict, finding_of
+from detector.paired.groups import ComparedGroup, PairedSettings
+from detector.paired.verdict import OpenFinding, finding_of
 
 
-def quantization(group: Group, cause: Cause, output: Probe, settings: PairedSettings) -> list[Verdict]:
+def quantization(group: ComparedGroup, cause: Cause, output: Probe, settings: PairedSettings) -> list[OpenFinding]:
     """Whether the served model's answers are still the reference model's, and the layers that lost them."""
     total, loss = group.total, _loss(group.total, settings)
     compared = [item for item in total.probes if item.elements]
@@ -52,7 +52,7 @@ def quantization(group: Group, cause: Cause, output: Probe, settings: PairedSett
             "accuracy_p_value": loss.p_drop if total.baseline_n else None,
         },
     )  # fmt: skip
-    return [Verdict(whole, group.members), *(_follower(item, cause, group, settings) for item in low[1:])]
+    return [OpenFinding(whole, group.members), *(_follower(item, cause, group, settings) for item in low[1:])]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +90,7 @@ def _loss(total: Comparison, settings: PairedSettings) -> _Loss:
     )
 
 
-def _follower(item: ProbeComparison, cause: Cause, group: Group, settings: PairedSettings) -> Verdict:
+def _follower(item: ProbeComparison, cause: Cause, group: ComparedGroup, settings: PairedSettings) -> OpenFinding:
     """A further layer below the limit, behind the first one."""
     sentence = words.low_sentence(item, words.baseline(group.total), settings.min_sqnr_db)
     share = min(1.0, item.noise / item.signal) if item.signal else 1.0
@@ -99,4 +99,4 @@ def _follower(item: ProbeComparison, cause: Cause, group: Group, settings: Paire
         item.probe, "quantization", cause, group, sentence,
         statistic=sqnr_db(item), p_value=1.0, effect=share, n=item.n, origin=False, details=details,
     )  # fmt: skip
-    return Verdict(finding, group.members)
+    return OpenFinding(finding, group.members)

@@ -13,11 +13,11 @@ from detector.domain.alerts import alert_for, severity_of
 from detector.domain.finding import WORST, Cause, Finding, Test
 from detector.domain.types import AgentComparison
 from detector.paired import statistics, words
-from detector.paired.groups import Group
+from detector.paired.groups import ComparedGroup
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Verdict:
+class OpenFinding:
     """A finding before its channels are known, and the comparisons that would tell them."""
 
     finding: Finding
@@ -28,7 +28,7 @@ def finding_of(
     probe: Probe,
     test: Test,
     cause: Cause,
-    group: Group,
+    group: ComparedGroup,
     summary: str,
     details: dict[str, Any],
     **numbers: Any,
@@ -57,7 +57,7 @@ def finding_of(
     )  # fmt: skip
 
 
-def with_channels(verdict: Verdict, only_served: Ints, only_baseline: Ints, level: float) -> Finding:
+def with_channels(verdict: OpenFinding, only_served: Ints, only_baseline: Ints, level: float) -> Finding:
     """The finding with the channels whose activity differs between the sides; with all where none stands out.
 
     A difference of the tensor as a whole, as by a wrong scale, leaves every channel active where it was.

@@ -14,7 +14,7 @@ from agent.wire import Probe
 from detector.domain.finding import Check, Finding
 from detector.domain.layered import Layered
 from detector.domain.slots import Slot, matching
-from detector.report.words import Verdict, conclude, in_order
+from detector.report.words import Headline, conclude, in_order
 from detector.store import AlertRow, HistoryPoint, ModelVersion, Reference, Span, StoredCheck
 
 CHECKS = 2000
@@ -95,7 +95,7 @@ class Report:
     """Per layer, over the windows of the check shown, else over the newest `RECENT`."""
     alerts: tuple[AlertRow, ...]
     layers: tuple[Layer, ...]
-    verdict: Verdict
+    verdict: Headline
 
     @property
     def latest(self) -> Check | None:

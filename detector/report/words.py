@@ -30,7 +30,7 @@ _VERBS = {"dead": "fell silent or nearly so", "drift": "drifted", "explosion": "
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class Headline:
     """The sentence on top."""
 
     tone: str
@@ -46,33 +46,33 @@ def conclude(
     reference: Reference | None,
     checks: Sequence[Check],
     shown: Check | None,
-) -> Verdict:
+) -> Headline:
     """The verdict of the newest check, or why there is none."""
     if not spans and not checks:
         last = f" The last window ended {when(version.last_window_end)}." if version.last_window_end else ""
-        return Verdict(
+        return Headline(
             "unknown", "No data", f"No window has arrived since {when(since)}, so nothing can be said.{last}"
         )
     if not checks:
         total = sum(span.n for span in spans)
-        return Verdict("unknown", "Not checked yet", f"{plural(total, 'request')} arrived, but no check has run yet.")
+        return Headline("unknown", "Not checked yet", f"{plural(total, 'request')} arrived, but no check has run yet.")
     latest = checks[-1]
     earlier = _earlier(shown)
     if latest.status == "no_reference":
         how = "" if reference is None else " There is one now; the next check will use it."
         told = latest.note or "no requests to make one of"
-        return Verdict("unknown", "No reference yet", f"There is nothing to compare with: {told}.{how}{earlier}")
+        return Headline("unknown", "No reference yet", f"There is nothing to compare with: {told}.{how}{earlier}")
     if latest.status == "too_few_requests":
         told = latest.note or plural(latest.n, "request")
-        return Verdict("unknown", "Too few requests", f"The newest windows hold {told}, too few to judge.{earlier}")
+        return Headline("unknown", "Too few requests", f"The newest windows hold {told}, too few to judge.{earlier}")
     if latest.findings:
         return _found(latest, _began(checks))
     against = plural(reference.n, "request") + " of the reference" if reference else "the reference"
     sentence = f"The newest {plural(latest.n, 'request')} differ from the {against} in none of "
     sentence += f"{plural(len(latest.layers), 'observed tensor')}."
     if earlier:
-        return Verdict("warning", "Over, but it happened", sentence + earlier)
-    return Verdict("ok", "No change found", sentence)
+        return Headline("warning", "Over, but it happened", sentence + earlier)
+    return Headline("ok", "No change found", sentence)
 
 
 def in_order(findings: Iterable[Finding]) -> list[Finding]:
@@ -96,7 +96,7 @@ def _began(checks: Sequence[Check]) -> datetime | None:
     return None
 
 
-def _found(check: Check, began: datetime | None) -> Verdict:
+def _found(check: Check, began: datetime | None) -> Headline:
     findings = in_order(check.findings)
     origin = findings[0]
     after = _after(origin, findings)
@@ -109,7 +109,7 @@ def _found(check: Check, began: datetime | None) -> Verdict:
     others = sorted({_headline(f).lower() for f in findings} - {_headline(origin).lower()})
     sentence += f" Also found: {', '.join(others)}." if others else ""
     tone = "critical" if any(f.severity == "critical" for f in findings) else "warning"
-    return Verdict(tone, f"Change found, {tone}", sentence)
+    return Headline(tone, f"Change found, {tone}", sentence)
 
 
 def _after(origin: Finding, findings: Iterable[Finding]) -> set[str]:

@@ -1,4 +1,4 @@
-"""Evidence over time: an alarm budget for ever, instead of a p-value per check.
+"""AlarmEvidence over time: an alarm budget for ever, instead of a p-value per check.
 
 Every channel of every layer has an e-Shiryaev-Roberts process of its own, or one for each part of its test. In a window
 of ``d`` days with e-value ``e``,
@@ -47,7 +47,7 @@ CEILING = 10.0
 
 
 @dataclass(frozen=True, slots=True)
-class Evidence:
+class AlarmEvidence:
     """One test family's evidence against one model version since it began to count."""
 
     layers: Mapping[str, Floats] = field(default_factory=dict)
@@ -87,7 +87,7 @@ def calibrate(p_value: Floats, largest: float = MAX_E) -> Floats:
     return np.asarray(np.minimum(0.5 / np.sqrt(np.maximum(p_value, floor)), largest), np.float64)
 
 
-def advance(before: Evidence, e_values: Mapping[str, Floats], days: float, limit: float) -> Evidence:
+def advance(before: AlarmEvidence, e_values: Mapping[str, Floats], days: float, limit: float) -> AlarmEvidence:
     """Takes in one window of ``days`` days; ``limit`` is `threshold`'s A.
 
     A layer that this window lacks stays as it was but for the time; in an alarm its evidence halves, or an alarm on
@@ -108,16 +108,16 @@ def advance(before: Evidence, e_values: Mapping[str, Floats], days: float, limit
         if waiting is None or waiting.shape != values.shape:
             waiting = np.full(values.shape, days)
         layers[name] = waiting * np.minimum(values, MAX_E)
-    after = Evidence(layers, before.days + days, before.alarm)
+    after = AlarmEvidence(layers, before.days + days, before.alarm)
     level = after.level
     if before.alarm and level < limit:
-        return Evidence({name: np.zeros_like(values) for name, values in layers.items()})
+        return AlarmEvidence({name: np.zeros_like(values) for name, values in layers.items()})
     # Taking evidence away at any time keeps the supermartingale.
     shrink = min(1.0, CEILING * limit / level) if level > 0 else 1.0
-    return Evidence({name: values * shrink for name, values in layers.items()}, after.days, level >= limit)
+    return AlarmEvidence({name: values * shrink for name, values in layers.items()}, after.days, level >= limit)
 
 
-def without(evidence: Evidence, names: Collection[str]) -> Evidence:
+def without(evidence: AlarmEvidence, names: Collection[str]) -> AlarmEvidence:
     """``evidence`` without some of its groups, as those of agents that are gone.
 
     What is left shrinks by its share of the groups. Else the mean, and with it the level, would rise by leaving out the
@@ -128,7 +128,7 @@ def without(evidence: Evidence, names: Collection[str]) -> Evidence:
     return replace(evidence, layers={name: values * share for name, values in kept.items()})
 
 
-def channel_e(evidence: Evidence, e_values: Mapping[str, Floats]) -> dict[str, Floats]:
+def channel_e(evidence: AlarmEvidence, e_values: Mapping[str, Floats]) -> dict[str, Floats]:
     """One e-value per channel for the list of channels: half from the newest window, half from all since the start.
 
     R / days is an e-value at any given time, as is the newest window's, and so is their mean; a strong shift shows in

@@ -12,7 +12,7 @@ from sqlalchemy import Connection, delete, insert, select, update
 
 from detector.domain.batches import Batch
 from detector.domain.types import Advance, AlarmState
-from detector.statistics.sequential import Evidence
+from detector.statistics.sequential import AlarmEvidence
 from detector.store.errors import LostOwnership
 from detector.store.tables import alarm_families, alarm_layers, alarm_states
 
@@ -30,7 +30,7 @@ def read(connection: Connection, version_id: int) -> AlarmState | None:
     return AlarmState(
         reference_id=row.reference_id,
         last=Batch(row.batch_start, row.batch_end, row.n, row.windows),
-        families={one.family: Evidence(layers.get(one.family, {}), one.days, one.alarm) for one in families},
+        families={one.family: AlarmEvidence(layers.get(one.family, {}), one.days, one.alarm) for one in families},
     )
 
 

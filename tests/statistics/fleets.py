@@ -18,7 +18,7 @@ from agent.summary import Summary, from_pooled, merge
 from agent.wire import Probe
 from detector.statistics.design_effect import estimate
 from detector.statistics.fleet import Agents, Scalars, compare, e_values
-from detector.statistics.sequential import Evidence, advance, threshold
+from detector.statistics.sequential import AlarmEvidence, advance, threshold
 from tests.statistics.pages import Page
 from tests.statistics.parallel import spread
 from tests.statistics.rates import most_alarms
@@ -195,7 +195,7 @@ class _Life:
         """Batches one after the other."""
         odd = self._scene.shift > 0
         days, limit = (BATCH_DAYS, threshold(90)) if odd or self._scene.spread else (1.0, TIGHT)
-        evidence = Evidence()
+        evidence = AlarmEvidence()
         for batch in range(1, batches + 1):
             fleet = compare(
                 self._agents(), self._probes, self._reference, self._reference, self._effects, REFERENCE_REQUESTS

@@ -19,7 +19,7 @@ from detector.statistics.dead import Dead, dead
 from detector.statistics.design_effect import estimate
 from detector.statistics.drift import REFERENCE_RISK, Drift, drift
 from detector.statistics.explosion import Explosion, explosion
-from detector.statistics.sequential import FAMILIES, Evidence, advance, calibrate, threshold
+from detector.statistics.sequential import FAMILIES, AlarmEvidence, advance, calibrate, threshold
 from tests.statistics.draws import part
 from tests.statistics.peers.exchange import Scores, Streams
 
@@ -98,7 +98,7 @@ def score_channels(streams: Streams, min_effect: float = 0.1) -> tuple[Scores, S
     count = len(streams.requests)
     layers = [[part(window, i, i + 1) for window in before] for i in range(count)]
     watch = Watch(reduce(merge, before), layers, streams.window, min_effect)
-    evidence = [[Evidence() for _ in range(count)] for _ in ("drift", "dead")]
+    evidence = [[AlarmEvidence() for _ in range(count)] for _ in ("drift", "dead")]
     singles, levels = [], []
     for current in windows(_side_by_side(streams.requests), streams.window):
         drifted, death = watch.drift(current), watch.dead(current)
@@ -125,7 +125,7 @@ def score_layers(
         past = {name: windows(pooled, window) for name, pooled in before.items()}
         whole = {name: reduce(merge, parts) for name, parts in past.items()}
         effects = {name: estimate(whole[name], parts) for name, parts in past.items()}
-        evidence: Mapping[str, Evidence] = {}
+        evidence: Mapping[str, AlarmEvidence] = {}
         single, level = [], []
         for parts in zip(*(windows(pooled, window) for pooled in now.values()), strict=True):
             measured = measure(probes, whole, dict(zip(now, parts, strict=True)), settings, effects, window)
@@ -133,7 +133,7 @@ def score_layers(
             p_values += [one.p_value for one in measured.deaths.values()]
             single.append(float(np.concatenate(p_values).min()))
             e = {family: measured.e_values(family) for family in FAMILIES}
-            evidence = {f: advance(evidence.get(f, Evidence()), e[f], 1.0, UNCAPPED) for f in FAMILIES}
+            evidence = {f: advance(evidence.get(f, AlarmEvidence()), e[f], 1.0, UNCAPPED) for f in FAMILIES}
             level.append(max(one.level for one in evidence.values()))
         singles.append(single)
         levels.append(level)

@@ -17,7 +17,7 @@ from scipy.stats import binom, chi2
 from agent.summary import Summary, merge
 from agent.summary.histogram import Floats
 from detector.statistics.drift import REFERENCE_RISK
-from detector.statistics.sequential import Evidence, advance
+from detector.statistics.sequential import AlarmEvidence, advance
 from tests.statistics.draws import INDEPENDENT, Mood, Sessions, draw, part
 from tests.statistics.laws import Law, at_omega, cells, day, hurdle, stretch_at, zeros_at
 from tests.statistics.parallel import spread
@@ -224,7 +224,7 @@ def _simulate(piece: _Piece) -> tuple[int, Floats]:
         life.min_effect,
         life.reference_risk,
     )
-    evidence = [Evidence() for _ in spans]
+    evidence = [AlarmEvidence() for _ in spans]
     first, alarms = np.full(piece.models, np.inf), 0
     moved = np.arange(width) % life.channels < (life.channels if life.changed is None else life.changed)
     for number in range(1, piece.windows + 1):

@@ -19,7 +19,7 @@ from agent.summary import Summary, empty, from_pooled, merge
 from agent.summary.histogram import Floats
 from detector.statistics.design_effect import DesignEffect, estimate, unknown
 from detector.statistics.drift import REFERENCE_RISK, drift
-from detector.statistics.sequential import Evidence, advance, calibrate, threshold
+from detector.statistics.sequential import AlarmEvidence, advance, calibrate, threshold
 from detector.statistics.sparsity import Estimator, sparsity
 from tests.statistics.pages import Page
 from tests.statistics.parallel import spread
@@ -103,7 +103,7 @@ def quiet(
         past = traffic.windows(reference_windows, REQUESTS, rng)
         whole = _shares(np.sum([w.fraction_sum for w in past], axis=0), REQUESTS * reference_windows)
         effect = known(whole, past)
-        evidence = Evidence()
+        evidence = AlarmEvidence()
         for now in traffic.windows(windows, REQUESTS, rng, shift):
             e = _e(whole, now, effect)
             was, evidence = evidence.alarm, advance(evidence, {"layer": e}, 1.0, BUDGET)
@@ -132,7 +132,7 @@ def delays(
         past = [_values(mask, rng) for mask in traffic.masks(reference_windows, n, rng)]
         whole = reduce(merge, past)
         effect = replace(estimate(whole, past), sparsity=known(whole, past).sparsity)
-        levels = {"band": Evidence(), "drift": Evidence()}
+        levels = {"band": AlarmEvidence(), "drift": AlarmEvidence()}
         found = {"band": np.inf, "drift": np.inf}
         for number, mask in enumerate(traffic.masks(PATIENCE, n, rng, shift), start=1):
             now = _values(mask, rng)

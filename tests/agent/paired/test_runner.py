@@ -24,7 +24,7 @@ from agent.intake.tensors import TensorSpec
 from agent.metrics import PAIRED_DROP_REASONS, AgentMetrics
 from agent.paired import runner
 from agent.paired.runner import Paired
-from agent.paired.windows import ComparisonWindows, Source
+from agent.paired.windows import ComparisonWindows, ServedVersion
 from agent.rates.trickle import Trickle
 from agent.replay import FullSession
 from tests.agent.comparisons import PROBES, comparison, probe_comparison
@@ -55,10 +55,10 @@ class Agent:
 
     def offer(self, request_id: str | None = None, rows: int = 1, seed: int = 0, arrived_ms: int = 65_000) -> None:
         item = Captured("digits", "2", b"%d" % seed, None, None, request_id, arrived_ms)
-        self.paired.choice.offer(self.served, item, {"image": images(rows, seed)})
+        self.paired.intake.offer(self.served, item, {"image": images(rows, seed)})
 
     def respond(self, request_id: str, body: bytes) -> None:
-        self.paired.choice.offer_response(Captured("digits", "2", body, None, None, request_id, 65_100))
+        self.paired.intake.offer_response(Captured("digits", "2", body, None, None, request_id, 65_100))
 
     def work(self, done: Callable[[], bool]) -> list[wire.Comparison]:
         """Runs the loop until ``done``, stops it, and returns what it sent."""
@@ -195,7 +195,7 @@ def test_a_response_with_time_first(tmp_path: Path, rows: int, shape: list[int])
     for name, values in (("a", right), ("b", wrong)):
         output = {"name": "relu_out", "datatype": "FP32", "shape": shape, "data": values.ravel().tolist()}
         agent.respond(name, orjson.dumps({"model_name": "digits", "outputs": [output]}))
-        agent.paired.choice.offer(agent.served, Captured("digits", "2", b"", None, None, name, 65_000), inputs)
+        agent.paired.intake.offer(agent.served, Captured("digits", "2", b"", None, None, name, 65_000), inputs)
     (got,) = agent.work(lambda: agent.compared("served_response") == 2 * rows)
     assert (got.n, got.mismatched) == (2 * rows, 1)
     assert [(item.probe.name, item.n, item.elements) for item in got.probes] == [("relu", 2 * rows, right.size * 2)]
@@ -224,7 +224,7 @@ def test_requests_wait_only_where_responses_are_known_to_come(tmp_path: Path) ->
     assert agent.value("paired_join_bytes") > 256
     agent.now += 700
     agent.offer("b")
-    agent.paired.choice.take(0)
+    agent.paired.intake.take(0)
     assert agent.value("paired_join_bytes") == 0, "they stopped coming long ago, and what waited is dropped"
     assert agent.dropped("response_missing") == agent.dropped("request_missing") == 1
 
@@ -241,7 +241,7 @@ def test_both_halves_are_chosen_alike(tmp_path: Path) -> None:
         agent.offer(request_id)
     assert agent.value("paired_join_bytes") == 0, "every response had its request"
     tasks = 0
-    while agent.paired.choice.take(0) is not None:
+    while agent.paired.intake.take(0) is not None:
         tasks += 1
     assert tasks + agent.dropped("queue_full") == waiting / 514
 
@@ -304,7 +304,7 @@ def test_the_minute_and_the_queue_are_bounded(tmp_path: Path) -> None:
     assert agent.dropped("rate") == 2
     assert agent.dropped("queue_full") == 1
     agent.now += 20
-    agent.paired.choice.take(0)
+    agent.paired.intake.take(0)
     agent.offer(seed=6)
     assert agent.dropped("rate") == 2
 
@@ -389,7 +389,7 @@ def test_unmatched_probes_are_logged_and_counted(tmp_path: Path) -> None:
 
 def test_once_all_probes_are_compared_again_nothing_is_warned_of(tmp_path: Path) -> None:
     agent = Agent(tmp_path, small_cnn())
-    source = Source("digits", "2", "d")
+    source = ServedVersion("digits", "2", "d")
     with capture_logs() as logs:
         for left_out in ({}, {"relu2": "why"}, {"relu2": "why"}, {}, {}):
             agent.paired._note_left_out(source, "reference_model", left_out)
@@ -418,9 +418,9 @@ def test_nothing_that_goes_wrong_reaches_the_other_loops(tmp_path: Path) -> None
     agent.refresh()
     broken: Any = None
     item = Captured("digits", "2", b"", None, None, None, 0)
-    agent.paired.choice.offer(agent.served, item, broken)
+    agent.paired.intake.offer(agent.served, item, broken)
     assert agent.value("paired_failed_total", model="digits", kind="", reason="internal") == 1
-    agent.paired.choice.offer_response(replace(item, request_id="a", body=broken))
+    agent.paired.intake.offer_response(replace(item, request_id="a", body=broken))
     assert agent.failed("served_response", "internal") == 1
 
 
@@ -440,7 +440,7 @@ def test_a_wide_comparison_is_split_below_the_message_limit_and_adds_up(tmp_path
 
 
 def test_windows_leave_out_a_probe_whose_channels_change() -> None:
-    windows, source = ComparisonWindows(60_000, 0), Source("digits", "2", "ab")
+    windows, source = ComparisonWindows(60_000, 0), ServedVersion("digits", "2", "ab")
     none = np.zeros(0, np.int64)
     assert windows.add(source, comparison()) == ()
     narrow = probe_comparison(replace(PROBES[0], channels=None), only_served_active=none, only_baseline_active=none)
@@ -452,7 +452,7 @@ def test_windows_leave_out_a_probe_whose_channels_change() -> None:
 
 
 def test_windows_keep_baselines_apart_and_wait_for_their_grace() -> None:
-    windows, source = ComparisonWindows(60_000, 1000), Source("digits", "2", "ab")
+    windows, source = ComparisonWindows(60_000, 1000), ServedVersion("digits", "2", "ab")
     windows.add(source, comparison())
     windows.add(source, comparison(kind="cpu_provider", baseline="CPUExecutionProvider"))
     windows.add(source, comparison())

@@ -16,7 +16,7 @@ import onnx
 import pytest
 from structlog.testing import capture_logs
 
-from agent.capture.engine import Closed, Engine
+from agent.capture.engine import Engine, EngineClosed
 from agent.capture.settings import CaptureSettings
 from agent.instrument import Instrumented, instrument
 from agent.instrument.files import ModelFile
@@ -220,8 +220,8 @@ def test_the_sessions_of_a_version_that_was_replaced_or_removed_are_gone_at_once
         put(tmp_path, "2", small_cnn())
         look(served)
         assert [session() is None for session in sessions] == [True, False]
-        with pytest.raises(Closed):
-            former.replayer.run(images(1))
+        with pytest.raises(EngineClosed):
+            former.engine.run(images(1))
         shutil.rmtree(tmp_path / "digits")
         look(served)
         assert [session() is None for session in sessions] == [True, True]
@@ -237,7 +237,7 @@ def test_an_engine_that_is_forgotten_is_freed_without_the_garbage_collector(tmp_
         look(served)
         version = served.served("digits")
         assert version is not None
-        engine = weakref.ref(version.replayer)
+        engine = weakref.ref(version.engine)
         del version, served
         assert engine() is None
     finally:
@@ -323,7 +323,7 @@ def test_a_probe_whose_rows_are_not_the_requests_is_said_once_and_counted(
     assert version is not None
     with capture_logs() as logs:
         for _ in range(2):
-            assert "relu1" not in version.replayer.run(images(2))
+            assert "relu1" not in version.engine.run(images(2))
     assert [(one["event"], one["probe"]) for one in logs] == [("probe.absent", "relu1")]
     assert "shape [4, 4] for 2 requests" in logs[0]["reason"]
     assert metrics.registry.get_sample_value("reluscope_agent_absent_probes", VERSION_1) == 1
@@ -373,7 +373,7 @@ def test_giving_the_gpu_up_is_seen_in_metrics_and_the_log(tmp_path: Path, monkey
     version = served.served("digits")
     assert version is not None
     with capture_logs() as logs:
-        version.replayer.run(images(2))
+        version.engine.run(images(2))
     assert value("reluscope_agent_gpu_fallback", {"model": "digits"}) == 1
     assert value("reluscope_agent_out_of_memory_total", {"model": "digits"}) == 2
     assert value("reluscope_agent_model_info", {**VERSION_1, "provider": "CPUExecutionProvider"}) == 1

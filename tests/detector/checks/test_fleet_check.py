@@ -14,7 +14,7 @@ from agent.wire import Envelope, ProbeWindow, Window
 from deploy.local.postgres import psycopg_url
 from detector.checks.check import CheckSettings, prepare, run_all
 from detector.domain.finding import Check
-from detector.statistics.sequential import FAMILIES, Evidence
+from detector.statistics.sequential import FAMILIES, AlarmEvidence
 from detector.store import Store
 from tests.detector.fakes import START, WINDOW, FakeStore, probe, rectified, summarise
 
@@ -55,7 +55,7 @@ class Play:
         return found
 
     @property
-    def evidence(self) -> Evidence:
+    def evidence(self) -> AlarmEvidence:
         return self.store.alarm_states[self.version.id].families["fleet"]
 
 
@@ -119,7 +119,7 @@ def test_two_pods_or_one_are_not_compared() -> None:
     for _ in range(4):
         found = play.step(("pod-a", "pod-c"), scale=5.0)
     assert odd(found) == []
-    assert play.evidence == Evidence(days=play.evidence.days)
+    assert play.evidence == AlarmEvidence(days=play.evidence.days)
 
 
 def test_a_state_without_this_family_is_carried_on() -> None:

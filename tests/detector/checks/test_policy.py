@@ -17,7 +17,7 @@ from detector.domain.finding import Cause, Finding, Test
 from detector.domain.settings import CheckSettings
 from detector.domain.words import p_text, percent
 from detector.report.words import _verb
-from detector.statistics.sequential import Evidence
+from detector.statistics.sequential import AlarmEvidence
 from tests.detector.fakes import probe, rectified, summarise
 
 Values = NDArray[np.float64]
@@ -49,7 +49,7 @@ def find(*changed: str, how: str = "shift", probes: list[Probe] = PROBES) -> tup
         before[one.name], now[one.name] = summarise(rectified(rng, 1000, channels, zeros)), summarise(values)
     settings, days = CheckSettings(), 5 / 1440
     measured = measure(probes, before, now, settings)
-    evidence: dict[str, Evidence] = {}
+    evidence: dict[str, AlarmEvidence] = {}
     for _ in range(3):  # windows that are all alike
         evidence = accumulate(evidence, measured, days, settings)
     return conclude(*judge(measured, evidence, days, settings))

@@ -12,7 +12,7 @@ from detector.checks.examine import accumulate, judge, measure
 from detector.domain.settings import CheckSettings
 from detector.planning.plan import Question, dead_requests
 from detector.statistics.dead import DORMANT_FALL, dead, requests_needed
-from detector.statistics.sequential import FAMILIES, Evidence
+from detector.statistics.sequential import FAMILIES, AlarmEvidence
 from tests.detector.fakes import probe, summarise
 
 BATCH, DAYS, RATE = 10, 60 / 86_400, 0.2
@@ -33,7 +33,7 @@ def test_the_alarm_comes_at_the_stated_number(channels: int, active: int, others
     sizes = {"relu": (channels, active), **{f"other{i}": (16, 16) for i in range(others)}}
     probes = [probe(name, position, size[0]) for position, (name, size) in enumerate(sizes.items(), start=1)]
     reference = {name: layer(rng, 5000, *size) for name, size in sizes.items()}
-    evidence = {family: Evidence() for family in FAMILIES}
+    evidence = {family: AlarmEvidence() for family in FAMILIES}
     silent, stated = 0, math.inf
     while not evidence["dead"].alarm and silent < 500:
         current = {name: layer(rng, BATCH, *size, name == "relu") for name, size in sizes.items()}

@@ -8,14 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from detector.statistics.sequential import CEILING, MAX_E, Evidence, advance, calibrate, channel_e, threshold
+from detector.statistics.sequential import CEILING, MAX_E, AlarmEvidence, advance, calibrate, channel_e, threshold
 
 Floats = NDArray[np.float64]
 
 
-def play(e_values: Floats, days: float = 1.0, limit: float = 1e12) -> Evidence:
+def play(e_values: Floats, days: float = 1.0, limit: float = 1e12) -> AlarmEvidence:
     """One layer; ``e_values`` has shape (windows, channels)."""
-    evidence = Evidence()
+    evidence = AlarmEvidence()
     for row in e_values:
         evidence = advance(evidence, {"relu": row}, days, limit)
     return evidence
@@ -36,9 +36,9 @@ def test_the_recursion_is_the_sum_over_all_times_at_which_a_change_may_have_begu
 
 
 def test_the_level_is_the_mean_over_layers_of_the_mean_over_channels() -> None:
-    evidence = Evidence({"image": np.array([4.0]), "relu": np.array([1.0, 3.0]), "none": np.zeros(0)})
+    evidence = AlarmEvidence({"image": np.array([4.0]), "relu": np.array([1.0, 3.0]), "none": np.zeros(0)})
     assert evidence.level == 3.0
-    assert Evidence().level == 0.0
+    assert AlarmEvidence().level == 0.0
 
 
 @pytest.mark.parametrize("dependence", ["independent", "identical"])
@@ -48,7 +48,7 @@ def test_the_budget_is_kept_in_simulation(dependence: str) -> None:
     alarms = 0
     for _ in range(runs):
         p = rng.random((horizon, 8 if dependence == "independent" else 1)) * np.ones(8)
-        evidence, limit_reached = Evidence(), False
+        evidence, limit_reached = AlarmEvidence(), False
         for row in calibrate(p):
             evidence = advance(evidence, {"relu": row}, 1.0, limit)
             if evidence.alarm:
@@ -65,7 +65,7 @@ def test_one_shifted_channel_of_a_thousand_is_found_by_accumulation() -> None:
     """The reason for averaging processes, not e-values: their mean would shrink in every window."""
     rng = np.random.default_rng(2)
     limit = threshold(90) / (300 / 86_400)  # in windows of five minutes
-    evidence, windows = Evidence(), 0
+    evidence, windows = AlarmEvidence(), 0
     while not evidence.alarm and windows < 40:
         p = np.ones(1000)
         p[7] = 10 ** -rng.uniform(2, 4)
@@ -92,7 +92,7 @@ def test_an_alarm_ends_a_few_windows_after_its_cause_and_all_begins_anew() -> No
 def test_parts_of_a_channel_have_processes_of_their_own() -> None:
     """Joined in every window, three idle parts would dilute the fourth each time; apart they do so once."""
     e = np.tile([3.0, 0.5, 0.5, 0.5], (1, 1))
-    evidence = Evidence()
+    evidence = AlarmEvidence()
     for _ in range(10):
         evidence = advance(evidence, {"relu": e}, 1.0, 1e12)
     alone = play(np.full((10, 1), 3.0)).level
@@ -101,7 +101,7 @@ def test_parts_of_a_channel_have_processes_of_their_own() -> None:
 
 
 def test_an_alarm_on_a_layer_that_is_observed_no_more_ends() -> None:
-    evidence = advance(Evidence(), {"late": np.full(8, 1e9), "relu": np.ones(8)}, 1.0, 100.0)
+    evidence = advance(AlarmEvidence(), {"late": np.full(8, 1e9), "relu": np.ones(8)}, 1.0, 100.0)
     assert evidence.alarm
     alarms = []
     for _ in range(8):
@@ -111,7 +111,7 @@ def test_an_alarm_on_a_layer_that_is_observed_no_more_ends() -> None:
 
 
 def test_layers_that_come_go_or_change_their_width_raise_nothing() -> None:
-    evidence = advance(Evidence(), {"relu": np.array([1.0, 1.0])}, 1.0, 1e6)
+    evidence = advance(AlarmEvidence(), {"relu": np.array([1.0, 1.0])}, 1.0, 1e6)
     evidence = advance(evidence, {"late": np.array([2.0])}, 1.0, 1e6)
     assert evidence.layers["relu"].tolist() == [2.0, 2.0]
     assert evidence.layers["late"].tolist() == [2.0]
@@ -127,14 +127,14 @@ def test_without_evidence_the_level_never_exceeds_the_days(e: list[float], days:
 
 
 def test_channels_are_judged_by_the_newest_window_and_by_all() -> None:
-    evidence = Evidence({"relu": np.array([40.0, 1.0])}, days=4.0)
+    evidence = AlarmEvidence({"relu": np.array([40.0, 1.0])}, days=4.0)
     assert channel_e(evidence, {"relu": np.array([0.5, 100.0])})["relu"].tolist() == [5.25, 50.125]
 
 
 @pytest.mark.parametrize(("days", "limit", "e"), [(0, 1, 1.0), (1, 0, 1.0), (1, 1, -1.0), (1, 1, np.nan)])
 def test_bad_input_is_refused(days: float, limit: float, e: float) -> None:
     with pytest.raises(ValueError, match=r"must be positive|negative or not a number"):
-        advance(Evidence(), {"relu": np.array([e])}, days, limit)
+        advance(AlarmEvidence(), {"relu": np.array([e])}, days, limit)
 
 
 def test_the_threshold_is_the_budget() -> None:

@@ -20,7 +20,7 @@ from detector.domain.finding import Finding
 from detector.domain.layered import layered
 from detector.domain.settings import CheckSettings
 from detector.statistics.design_effect import DesignEffect, Scatter, unknown
-from detector.statistics.sequential import Evidence
+from detector.statistics.sequential import AlarmEvidence
 from detector.statistics.sparsity import REFERENCE_RISK, Estimator, Sparsity, share_of_zeros, sparsity, variance
 from tests.detector.fakes import probe, rectified, summarise
 from tests.statistics.sparsity import TOWARDS_HALF, Traffic, known, quiet
@@ -174,7 +174,7 @@ def play(
     for _ in range(20):
         past.append({p.name: summarise(rectified(rng, 400, p.channels or 1, 0.5)) for p in PROBES})
     before = layered(lambda: past)
-    settings, evidence = CheckSettings(), dict[str, Evidence]()
+    settings, evidence = CheckSettings(), dict[str, AlarmEvidence]()
     for _ in range(12):
         layers = {p.name: rectified(rng, 400, p.channels or 1, 0.5) for p in PROBES}
         layers["conv1"] = rectified(rng, 400, 128, zeros, strong)

@@ -1,4 +1,4 @@
-"""Evidence against agents that come and go keeps the budget."""
+"""AlarmEvidence against agents that come and go keeps the budget."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pytest
 from agent.summary import Summary, merge
 from detector.statistics.design_effect import unknown
 from detector.statistics.fleet import Fleet, compare, e_values, fitted, of_summary
-from detector.statistics.fleet.evidence import LARGEST_E
-from detector.statistics.sequential import Evidence, advance, threshold, without
+from detector.statistics.fleet.processes import LARGEST_E
+from detector.statistics.sequential import AlarmEvidence, advance, threshold, without
 from tests.detector.fakes import probe, summarise
 
 PROBES = (probe("image", 0, 1, "input"), probe("relu", 1, 8))
@@ -50,14 +50,14 @@ def test_heavy_tails_of_small_pods_beside_a_large_one_are_no_evidence_on_average
         scalars = {name: {"relu": of_summary(one)} for name, one in agents.items()}
         now = {"relu": reduce(merge, agents.values())}
         found = compare(scalars, [relu], {"relu": reference}, now, {"relu": unknown(3)})
-        seen.append(list(e_values(Evidence(), found).values()))
+        seen.append(list(e_values(AlarmEvidence(), found).values()))
     mean = np.mean(seen, axis=(0, 1))
     assert (mean <= 1).all(), mean
     assert np.max(seen) > 5  # it was put to the test
 
 
 def test_no_single_batch_raises_an_alarm_and_few_do() -> None:
-    evidence, limit, batches = Evidence(), threshold(90), 0
+    evidence, limit, batches = AlarmEvidence(), threshold(90), 0
     while not evidence.alarm:
         found = fleet({"a": 0.0, "b": 1.0, "c": 1.0})
         e = e_values(evidence, found)
@@ -68,7 +68,7 @@ def test_no_single_batch_raises_an_alarm_and_few_do() -> None:
 
 
 def test_an_agent_that_a_batch_lacks_loses_half_its_evidence() -> None:
-    before = Evidence({"a": np.full(WIDTH, 8.0), "b": np.full(WIDTH, 1.0)}, days=1.0)
+    before = AlarmEvidence({"a": np.full(WIDTH, 8.0), "b": np.full(WIDTH, 1.0)}, days=1.0)
     e = e_values(before, fleet({"b": 1.0, "c": 1.0, "d": 1.0}))
     assert set(e) == {"a", "b", "c", "d"}
     assert e["a"].tolist() == [0.5] * WIDTH
@@ -78,7 +78,7 @@ def test_an_agent_that_a_batch_lacks_loses_half_its_evidence() -> None:
 
 
 def test_other_probes_begin_anew() -> None:
-    before = Evidence({"a": np.full(9, 8.0), "b": np.full(WIDTH, 1.0)}, days=1.0)
+    before = AlarmEvidence({"a": np.full(9, 8.0), "b": np.full(WIDTH, 1.0)}, days=1.0)
     after = fitted(before, fleet({"a": 1.0, "b": 1.0, "c": 1.0}))
     assert {name: r.tolist() for name, r in after.layers.items()} == {"a": [0.0] * WIDTH, "b": [1.0] * WIDTH}
     assert after.level <= before.level
@@ -86,13 +86,13 @@ def test_other_probes_begin_anew() -> None:
 
 
 def test_dropping_agents_never_raises_the_level() -> None:
-    before = Evidence({"odd": np.full(WIDTH, 9.0), "b": np.zeros(WIDTH), "c": np.zeros(WIDTH)}, days=2.0)
+    before = AlarmEvidence({"odd": np.full(WIDTH, 9.0), "b": np.zeros(WIDTH), "c": np.zeros(WIDTH)}, days=2.0)
     after = without(before, {"b", "c"})
     assert (set(after.layers), after.days) == ({"odd"}, 2.0)
     assert after.level == pytest.approx(3.0)
     assert without(before, {"odd"}).level == 0
     assert without(before, set(before.layers)).layers == {}
-    assert without(Evidence(), {"x"}) == Evidence()
+    assert without(AlarmEvidence(), {"x"}) == AlarmEvidence()
 
 
 @pytest.mark.parametrize("life", [3, 50])
@@ -101,7 +101,7 @@ def test_the_budget_is_kept_while_agents_are_replaced(life: int) -> None:
     rng, limit, runs, horizon = np.random.default_rng(life), 100.0, 600, 60
     alarms = 0
     for _ in range(runs):
-        evidence = Evidence()
+        evidence = AlarmEvidence()
         names = [f"0-{i}" for i in range(3)]
         for batch in range(1, horizon + 1):
             if batch % life == 0:

@@ -45,7 +45,7 @@ class Task:
         return count(self.inputs, self.served.instrumented.batch_axes)
 
 
-class Choice:
+class PairedIntake:
     """The way in of paired replay. Its methods are called by other loops: they only note and queue, and never wait."""
 
     def __init__(

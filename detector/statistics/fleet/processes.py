@@ -13,14 +13,14 @@ import numpy as np
 
 from agent.summary.histogram import Floats
 from detector.statistics.fleet.deviation import Fleet
-from detector.statistics.sequential import IDLE, Evidence, calibrate
+from detector.statistics.sequential import IDLE, AlarmEvidence, calibrate
 
 LARGEST_E = 50.0
 """Of one batch: further out than p = 1e-4 the normal law is not trusted for the mean of few requests with heavy tails.
 So no single batch raises an alarm."""
 
 
-def fitted(before: Evidence, fleet: Fleet | None) -> Evidence:
+def fitted(before: AlarmEvidence, fleet: Fleet | None) -> AlarmEvidence:
     """``before``, with agents begun anew whose processes are not those of ``fleet``: the model has other probes now."""
     if fleet is None:
         return before
@@ -30,7 +30,7 @@ def fitted(before: Evidence, fleet: Fleet | None) -> Evidence:
     )
 
 
-def e_values(before: Evidence, fleet: Fleet | None) -> dict[str, Floats]:
+def e_values(before: AlarmEvidence, fleet: Fleet | None) -> dict[str, Floats]:
     """By agent, of those in the batch and those with evidence alone; shape (layers * scalars,)."""
     absent = {name: np.full(len(r), IDLE) for name, r in before.layers.items()}
     if fleet is None:
