@@ -14,7 +14,10 @@ from typing import Any
 import click
 import structlog
 
-from agent.capture.options import budgets, capture_options, capture_settings
+from agent.budget.memory import NoRoom
+from agent.budget.owner import Budget
+from agent.budget.shares import ModelKey
+from agent.capture.options import budget_limits, budgets, capture_options, capture_settings
 from agent.delivery.outbox import Outbox, OutboxError
 from agent.delivery.sender import Sender
 from agent.delivery.transport import Publisher
@@ -30,11 +33,14 @@ from agent.paired.options import paired_options
 from agent.paired.runner import Paired
 from agent.paired.settings import PairedSettings
 from agent.paired.windows import ComparisonWindows
-from agent.rates.governor import Governor
-from agent.rates.sampling import Sampler
+from agent.rates.governor import Governors
+from agent.rates.samplers import Samplers
 from agent.rates.throttle import Throttle
 from agent.replay import ReplayError, resolve
+from agent.serving.following import Following
 from agent.serving.models import Models, Served
+from agent.serving.options import following_options, following_settings
+from agent.serving.server import ServerWatch
 from agent.serving.worker import Worker, WorkerSettings
 from agent.supervise import join, supervised
 
@@ -75,6 +81,7 @@ def api_version(_context: click.Context, _option: click.Parameter, value: str | 
 @click.option("--agent-id", default=_agent_id, show_default="host name", help="Name of this pod in every window.")
 @click.option("--sample-rate", default=0.05, type=Finite(0, 1), help="Share of requests that is replayed.")
 @capture_options
+@following_options
 @click.option("--window-seconds", default=60.0, type=Finite(0.1), help="Length of a window.")
 @click.option(
     "--window-grace-seconds",
@@ -124,13 +131,24 @@ def command(
         signal.signal(number, lambda *_: stop.set())
     metrics = AgentMetrics()
     limits = Limits(max_body_bytes=max_body_mib * _MIB)
-    queue: ByteQueue[Captured] = ByteQueue(queue_mib * _MIB, queue_items)
-    settings = capture_settings(capture, state_dir)
+    following = following_settings(capture)
+
+    def pushed_out(item: Captured) -> None:
+        metrics.dropped_total.labels("queue_share").inc()
+        metrics.overflowed_total.labels(*item.key).inc()
+
+    queue: ByteQueue[Captured] = ByteQueue(queue_mib * _MIB, queue_items, pushed_out)
+    allowed = budgets(capture)
     try:
+        budget = Budget(budget_limits(capture, paired.duty_cycle), metrics)
+        waiting = queue_mib * _MIB + limits.max_receiving_bytes + limits.max_decompressed_bytes
+        budget.ram.lease("queues", waiting + paired.queue_bytes + paired.join_bytes + paired.fetch_bytes)
+        settings = capture_settings(capture, state_dir)
+        settings = replace(settings, device=replace(settings.device, memory=budget.sessions))
         resolve(settings.device.provider)
         state_dir.mkdir(parents=True, exist_ok=True)
         outbox = Outbox(state_dir / "outbox.db", outbox_mib * _MIB, on_drop=metrics.outbox_dropped_total.inc)
-    except (OutboxError, ReplayError, OSError) as error:
+    except (NoRoom, OutboxError, ReplayError, OSError) as error:
         raise click.ClickException(str(error)) from error
     metrics.watch_queue(queue.depth)
     metrics.watch_outbox(outbox.depth)
@@ -138,20 +156,43 @@ def command(
     sender = Sender(outbox, agent_id, max_message_kib * 1024)
     window_ms, grace_ms = int(window_seconds * 1000), int(window_grace_seconds * 1000)
     bounds = replace(paired, max_batch=settings.max_batch, limits=limits, device=settings.device, nice=settings.nice)
-    pairs = Paired(bounds, sample_rate, ComparisonWindows(window_ms, grace_ms), sender, metrics)
-    holdouts = Holdouts(bounds, sender, metrics, stop)
+    pairs = Paired(bounds, sample_rate, ComparisonWindows(window_ms, grace_ms), sender, metrics, duty=budget.duty)
+    holdouts = Holdouts(bounds, sender, metrics, stop, duty=budget.duty)
+    samplers = Samplers(sample_rate)
 
-    def refreshed(served: Mapping[str, Served]) -> None:
+    def refreshed(served: Mapping[ModelKey, Served]) -> None:
         pairs.refresh(served)
-        holdouts.refresh(served)
+        holdouts.offer(served)
+        samplers.keep(served.keys())
+        queue.keep(served.keys())
+        worker.meters.keep(served.keys())
 
-    models = Models(repository, metrics, sender.deployment, settings, on_refreshed=refreshed)
+    watch = None
+    if following.server is not None:
+        watch = ServerWatch(following.server, metrics, lambda: models.known(), following.poll_seconds)
+    answer = (lambda: watch.answer) if watch is not None else (lambda: None)
+    models = Models(
+        repository,
+        metrics,
+        sender.deployment,
+        settings,
+        on_refreshed=refreshed,
+        following=Following(repository, following.most, following.configured, answer),
+        duty=budget.duty,
+    )
     accumulator = Accumulator(window_ms, grace_ms)
-    allowed = budgets(capture)
     worker_settings = WorkerSettings(settings.max_batch, allowed, limits, settings.nice)
-    worker = Worker(worker_settings, models, queue, accumulator, sender, metrics, on_parsed=pairs.intake.offer)
-    sampler = Sampler(sample_rate)
-    throttle = Throttle(Governor(sample_rate, allowed), sampler, queue, worker.meter, metrics)
+    worker = Worker(
+        worker_settings,
+        models,
+        queue,
+        accumulator,
+        sender,
+        metrics,
+        on_parsed=pairs.intake.offer,
+        duty=budget.duty,
+    )
+    throttle = Throttle(Governors(sample_rate, allowed), samplers, queue, worker.meters, budget.duty, metrics)
     publisher = Publisher(
         bootstrap_servers,
         topic,
@@ -161,15 +202,24 @@ def command(
         metrics,
         agent_id=agent_id,
     )
+
+    def watch_models(event: threading.Event) -> None:
+        if watch is not None:
+            watch.wait(following.timeout_seconds + 1)
+        models.watch(_REFRESH_SECONDS, event)
+
     work_stop, publish_stop = threading.Event(), threading.Event()
     loops = [
-        supervised("models", lambda event: models.watch(_REFRESH_SECONDS, event), stop),
+        supervised("models", watch_models, stop),
         supervised("replay", worker.run, work_stop),
         supervised("throttle", throttle.run, stop),
         supervised("paired", pairs.run, work_stop),
+        supervised("holdouts", holdouts.run, stop),
     ]
+    if watch is not None:
+        loops.append(supervised("server", watch.run, stop))
     publishing = supervised("publisher", lambda event: publisher.run(outbox, event), publish_stop)
-    app = http.build_app(models, queue, sampler, metrics, limits, on_response=pairs.intake.offer_response)
+    app = http.build_app(models, queue, samplers, metrics, limits, on_response=pairs.intake.offer_response)
     log.info("agent.started", agent_id=agent_id, boot_epoch=outbox.boot_epoch, repository=str(repository))
     try:
         server.serve(app, host, port, stop)

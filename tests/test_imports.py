@@ -31,7 +31,7 @@ EDGES: Mapping[str, tuple[str, ...]] = {
 FLOORS: Mapping[str, tuple[tuple[str, ...], ...]] = {
     "agent": (
         ("logging", "metrics", "options", "repeats", "supervise", "summary"),
-        ("wire",),
+        ("budget", "wire"),
         ("instrument",),
         ("replay",),
         ("rates",),

@@ -9,6 +9,8 @@ from typing import Any, TypeVar, get_args
 
 import click
 
+from agent.budget.duty import DutyLimits
+from agent.budget.owner import BudgetLimits
 from agent.capture.choice import parse_globs
 from agent.capture.settings import CaptureSettings
 from agent.options import Finite
@@ -80,7 +82,30 @@ _OPTIONS = (
     ),
     click.option("--nice", default=10, type=click.IntRange(0, 19), help="Nice level of replay's threads."),
     click.option("--max-batch", default=32, type=click.IntRange(1), help="Requests replayed at a time."),
-    click.option("--duty-cycle", default=0.25, type=Finite(0.001, 1), help="Largest share of time in replay."),
+    click.option(
+        "--duty-cycle",
+        default=0.25,
+        type=Finite(0.001, 1),
+        help="Largest share of time in work of all kinds: replay, comparing, holdouts, timing.",
+    ),
+    click.option(
+        "--background-share",
+        default=0.2,
+        type=Finite(0.01, 1),
+        help="Of --duty-cycle, what is kept for work other than replay while replay could use all.",
+    ),
+    click.option(
+        "--gpu-memory-mib",
+        default=6144,
+        type=click.IntRange(1),
+        help="GPU memory for the sessions of all models and all work together.",
+    ),
+    click.option(
+        "--memory-mib",
+        default=8192,
+        type=click.IntRange(1),
+        help="RAM for the weights, activations, holdouts and queues of all models and all work together.",
+    ),
     click.option(
         "--max-requests-per-second",
         type=Finite(0, min_open=True),
@@ -114,6 +139,12 @@ def capture_settings(values: dict[str, Any], state_dir: Path) -> CaptureSettings
         session_memory=values["session_memory_mib"] * _MIB,
         nice=values["nice"],
     )
+
+
+def budget_limits(values: dict[str, Any], paired_duty_cycle: float) -> BudgetLimits:
+    """The limits of all work together that the options' values mean."""
+    duty = DutyLimits(values["duty_cycle"], values["background_share"], paired_duty_cycle)
+    return BudgetLimits(duty, values["gpu_memory_mib"] * _MIB, values["memory_mib"] * _MIB)
 
 
 def budgets(values: dict[str, Any]) -> Budgets:

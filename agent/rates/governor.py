@@ -9,11 +9,17 @@ nested, so that a lower rate only thins the sample out.
     demand > 0.95             rate falls to a demand of 0.9, at most to a tenth in one step
     demand < 0.8              rate rises by 10 %, not beyond a demand of 0.9
     between                   rate stays: no hunting
+
+Each model version has a rate of its own. What one may take is a level, the same for all: the light take less, and what
+they leave goes to the heavy. So traffic or slow runs of one thin out its own sample, and no other's.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+
+from agent.budget.shares import ModelKey, level
 
 _AIM = 0.9
 _FALL_ABOVE = 0.95
@@ -28,7 +34,7 @@ _MEMORY = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Budgets:
-    """What replay may take."""
+    """What replay may take: all of it, or that of one model version."""
 
     duty_cycle: float
     """Share of time, above 0 to 1."""
@@ -74,6 +80,16 @@ class Governor:
     def rate(self) -> float:
         return self._rate
 
+    @property
+    def wanted(self) -> tuple[float, float]:
+        """What the rate that the user set would take: the share of time, and requests per second."""
+        per_second = (self._seen_per_second or 0.0) * self._most
+        return per_second * (self._cost or 0.0), per_second
+
+    def allow(self, budgets: Budgets) -> None:
+        """What may be taken from now on."""
+        self._budgets = budgets
+
     def step(self, now: Reading) -> float:
         """The sampling rate from now on."""
         last, self._last = self._last, now
@@ -105,18 +121,40 @@ class Governor:
         return demand
 
 
+class Governors:
+    """A governor for each model version, and what each is allowed."""
+
+    def __init__(self, rate: float, budgets: Budgets) -> None:
+        """``rate`` and ``budgets`` are the user's: of every version, and of all together."""
+        self._rate = rate
+        self._budgets = budgets
+        self._governors: dict[ModelKey, Governor] = {}
+        self._at: float | None = None
+
+    def step(self, at: float, readings: Mapping[ModelKey, Reading], duty_cycle: float) -> dict[ModelKey, float]:
+        """The sampling rates from now, ``at`` (seconds), on, where replay may take ``duty_cycle`` of the time."""
+        for key in self._governors.keys() - readings.keys():
+            del self._governors[key]
+        for key in readings:
+            if key not in self._governors:
+                self._governors[key] = Governor(self._rate, self._budgets)
+                if self._at is not None:  # it began since
+                    self._governors[key].step(Reading(self._at, 0, 0, 0, 0, 0, 0.0, 0.0))
+        self._at = at
+        wanted = {key: governor.wanted for key, governor in self._governors.items()}
+        time_level = level({key: busy for key, (busy, _) in wanted.items()}, duty_cycle)
+        requests = self._budgets.requests_per_second
+        if requests is not None:
+            requests = level({key: per_second for key, (_, per_second) in wanted.items()}, requests)
+        for governor in self._governors.values():
+            governor.allow(Budgets(time_level, requests))
+        return {key: self._governors[key].step(reading) for key, reading in readings.items()}
+
+
 def effective_ratio(first: Reading, last: Reading) -> float | None:
     """The share of the requests that arrived between two readings that was replayed; None where none arrived."""
     arrived = last.seen - first.seen
     return min(1.0, (last.replayed - first.replayed) / arrived) if arrived > 0 else None
-
-
-def rest_seconds(busy_seconds: float, taken: int, budgets: Budgets) -> float:
-    """How long replay rests after it worked on ``taken`` requests, so that neither budget is ever exceeded."""
-    rest = busy_seconds * (1 / budgets.duty_cycle - 1)
-    if budgets.requests_per_second is not None:
-        rest = max(rest, taken / budgets.requests_per_second - busy_seconds)
-    return rest
 
 
 def _averaged(before: float | None, newest: float) -> float:

@@ -14,14 +14,15 @@ CUDA's options, by onnxruntime's documentation (execution-providers/CUDA-Executi
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import onnxruntime as ort
 
+from agent.budget.owner import Owner, SessionMemory
 from agent.replay.errors import ReplayError
 
 Provider = Literal["auto", "cpu", "cuda", "tensorrt"]
@@ -42,6 +43,15 @@ class Device:
     """auto: CUDA where onnxruntime has it, else the CPU. TensorRT only where asked for: its engines take minutes."""
     engine_cache: Path | None = None
     """Folder for TensorRT's built engines, so that a restart does not build them again."""
+    memory: SessionMemory | None = None
+    """What all sessions of the process lease their memory from; None for no limit but each session's own."""
+    owner: Owner = "replay"
+    """For whose work sessions are."""
+
+    def owned(self, owner: Owner) -> Device:
+        """The same for some kind of work, with no more GPU memory than its fair share is now."""
+        limit = self.gpu_mem_limit if self.memory is None else min(self.gpu_mem_limit, self.memory.gpu_share)
+        return replace(self, owner=owner, gpu_mem_limit=limit)
 
     @property
     def has_gpu(self) -> bool:
@@ -123,14 +133,24 @@ def session_options(device: Device) -> Any:
     # A memory pattern takes one block for all activations of a run beside the one that found the pattern out.
     options.enable_mem_pattern = False
     # One arena for all sessions, so that the groups of a model that take turns use the same memory.
-    _share_arena()
+    _share_arena(0 if device.memory is None else device.memory.activations)
     options.add_session_config_entry("session.use_env_allocators", "1")
     # Weights stay out of it: the arena never gives memory back, and would grow with every version that is loaded.
     options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
     return options
 
 
-@cache
-def _share_arena() -> None:
-    memory = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
-    ort.create_and_register_allocator(memory, None)
+_shared: list[int] = []
+"""The limit of the process's arena, once there is one: it cannot be changed."""
+_sharing = threading.Lock()
+
+
+def _share_arena(limit: int) -> None:
+    """The first call decides on the limit, in bytes; 0 for none."""
+    with _sharing:
+        if _shared:
+            return
+        memory = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+        # -1 leaves onnxruntime its defaults.
+        ort.create_and_register_allocator(memory, ort.OrtArenaCfg(limit, -1, -1, -1) if limit else None)
+        _shared.append(limit)

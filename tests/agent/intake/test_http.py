@@ -22,6 +22,7 @@ from agent.intake.oip import Limits, TensorSpec, parse_request
 from agent.intake.queue import ByteQueue, Captured
 from agent.intake.server import serve
 from agent.metrics import AgentMetrics
+from agent.rates.samplers import Samplers
 from agent.rates.sampling import Sampler
 
 IMAGE = TensorSpec("image", "FP32", (-1, 3))
@@ -54,8 +55,13 @@ class Running:
     port: int
     queue: ByteQueue[Captured]
     metrics: AgentMetrics
-    sampler: Sampler
+    samplers: Samplers
     catalog: FakeCatalog = field(default_factory=FakeCatalog)
+
+    @property
+    def digits(self) -> Sampler:
+        """The sampler of what is sent without a version."""
+        return self.samplers.of(("digits", "2"))
 
     @property
     def url(self) -> str:
@@ -72,8 +78,8 @@ class Running:
 @pytest.fixture
 def running() -> Iterator[Running]:
     queue: ByteQueue[Captured] = ByteQueue(max_bytes=3 << 20, max_items=100)
-    here = Running(0, queue, AgentMetrics(), Sampler(1.0))
-    app = build_app(here.catalog, queue, here.sampler, here.metrics, LIMITS, clock=lambda: 1234.5)
+    here = Running(0, queue, AgentMetrics(), Samplers(1.0))
+    app = build_app(here.catalog, queue, here.samplers, here.metrics, LIMITS, clock=lambda: 1234.5)
     stop, listening = threading.Event(), threading.Event()
 
     def note(port: int) -> None:
@@ -197,18 +203,18 @@ class TestAnswer:
         assert running.count("requests_total", model="digits") == 4
 
     def test_requests_outside_the_sample_are_answered_alike(self, running: Running) -> None:
-        running.sampler.rate = 0.0
+        running.digits.rate = 0.0
         assert self.post(running, infer_json()).json()["id"] == "json-id"
         assert running.queue.depth() == (0, 0)
         assert running.count("requests_total", model="digits") == 1
         assert running.count("sampled_total", model="digits") == 0
 
     def test_header_names_the_request_for_sampling(self, running: Running) -> None:
-        running.sampler.rate = 0.3
+        running.digits.rate = 0.3
         for number in range(40):
             self.post(running, infer_json(), X_Request_Id=f"n-{number}")
         kept = [captured.request_id for captured in running.queue.take(100, 0)]
-        assert kept == [f"n-{number}" for number in range(40) if running.sampler.keep(b"n-%d" % number)]
+        assert kept == [f"n-{number}" for number in range(40) if running.digits.keep(b"n-%d" % number)]
         assert 0 < len(kept) < 40
 
     @pytest.mark.parametrize("length", ["x", "-1", "1_0", "9" * 20, "1.5"])
@@ -287,7 +293,7 @@ class TestHostileConnections:
 
 
 def test_address_in_use_is_an_error(running: Running) -> None:
-    app = build_app(running.catalog, running.queue, running.sampler, running.metrics, LIMITS)
+    app = build_app(running.catalog, running.queue, running.samplers, running.metrics, LIMITS)
     with pytest.raises(OSError, match="in use"):
         serve(app, "127.0.0.1", running.port, threading.Event())
 

@@ -14,7 +14,7 @@ from agent.intake.http import build_app
 from agent.intake.oip import Limits
 from agent.intake.queue import ByteQueue, Captured
 from agent.metrics import AgentMetrics
-from agent.rates.sampling import Sampler
+from agent.rates.samplers import Samplers
 from tests.agent.intake.test_http import FakeCatalog
 
 BODY = orjson.dumps({"model_name": "digits", "id": "json-id", "outputs": []})
@@ -55,7 +55,7 @@ def app() -> App:
     built = build_app(
         FakeCatalog(),
         queue,
-        Sampler(1.0),
+        Samplers(1.0),
         metrics,
         Limits(max_body_bytes=1000),
         clock=lambda: 12.5,

@@ -367,15 +367,15 @@ def test_giving_the_gpu_up_is_seen_in_metrics_and_the_log(tmp_path: Path, monkey
     put(tmp_path, "1", small_cnn())
     look(served)
     value = metrics.registry.get_sample_value
-    assert value("reluscope_agent_gpu_fallback", {"model": "digits"}) == 0
-    assert value("reluscope_agent_out_of_memory_total", {"model": "digits"}) == 0
+    assert value("reluscope_agent_gpu_fallback", VERSION_1) == 0
+    assert value("reluscope_agent_out_of_memory_total", VERSION_1) == 0
     gpu.room = -1
     version = served.served("digits")
     assert version is not None
     with capture_logs() as logs:
         version.engine.run(images(2))
-    assert value("reluscope_agent_gpu_fallback", {"model": "digits"}) == 1
-    assert value("reluscope_agent_out_of_memory_total", {"model": "digits"}) == 2
+    assert value("reluscope_agent_gpu_fallback", VERSION_1) == 1
+    assert value("reluscope_agent_out_of_memory_total", VERSION_1) == 2
     assert value("reluscope_agent_model_info", {**VERSION_1, "provider": "CPUExecutionProvider"}) == 1
     assert value("reluscope_agent_model_info", {**VERSION_1, "provider": "CUDAExecutionProvider"}) is None
     assert [entry["event"] for entry in logs] == ["replay.out_of_memory", "replay.out_of_memory", "replay.gpu_given_up"]
