@@ -124,7 +124,8 @@ def options(section: type[Any]) -> Callable[[Callable[..., Any]], Callable[..., 
 def _describe(section: type[Any], path: tuple[str, ...]) -> Iterator[_Described]:
     fields: Mapping[str, FieldInfo] = cast(Any, section).__pydantic_fields__
     for name, field in fields.items():
-        option = next((one for one in field.metadata if isinstance(one, Option)), Option())
+        told = [one for one in field.metadata if isinstance(one, Option)]
+        option = told[-1] if told else Option()  # the field's own comes after those of a type it shares
         if option.internal:
             continue
         if is_pydantic_dataclass(cast(Any, field.annotation)):

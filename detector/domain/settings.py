@@ -1,14 +1,36 @@
-"""What the user decides: about checks, about comparisons with a baseline, and where the database is."""
+"""What the user decides: about checks, about comparisons with a baseline, and which data commands look at."""
 
 from __future__ import annotations
 
-from datetime import timedelta
-from typing import Annotated
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 from pydantic.dataclasses import dataclass
 
 from agent.options import SECTION, Option
+
+FalsePageDays = Annotated[
+    float,
+    Field(gt=0, description="The alarm budget: at most one false page per model version in so many days."),
+]
+MinEffect = Annotated[float, Field(ge=0, lt=2, description="Cohen's omega up to which a shift does not matter.")]
+FALSE_PAGE_DAYS, MIN_EFFECT = 90.0, 0.1
+
+
+def as_time(value: Any) -> Any:
+    """A text as a moment; UTC where it names no zone. Raises ValueError."""
+    if not isinstance(value, str):
+        return value
+    try:
+        parsed = datetime.fromisoformat(value.strip())
+    except ValueError:
+        raise ValueError(f"{value!r} is no ISO 8601 time, such as 2026-01-31T12:00:00Z") from None
+    return parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)
+
+
+Time = Annotated[datetime, BeforeValidator(as_time), Option(metavar="TIME")]
+"""UTC where no zone is given."""
 
 
 @dataclass(frozen=True, kw_only=True, config=SECTION)
@@ -19,16 +41,25 @@ class Database:
     """postgresql+psycopg://user:password@host:port/database"""
 
 
+@dataclass(frozen=True, kw_only=True, config=SECTION)
+class Target:
+    """The model version that a command looks at."""
+
+    database: Database
+    model: str
+    """Model name."""
+    version: str | None = None
+    """Model version; the newest if left out."""
+
+
 @dataclass(frozen=True, slots=True, config=SECTION)
 class CheckSettings:
     """Of checks of activations. Raises ValueError, naming the settings, where one is out of range."""
 
-    false_page_days: float = Field(default=90.0, gt=0)
-    """The alarm budget: at most one false page per model version in so many days."""
+    false_page_days: FalsePageDays = FALSE_PAGE_DAYS
     fdr: float = Field(default=0.05, gt=0, lt=1)
     """Share of false channels among those that a finding lists; pages are governed by the budget alone."""
-    min_effect: float = Field(default=0.1, ge=0, lt=2)
-    """Cohen's omega up to which a shift does not matter."""
+    min_effect: MinEffect = MIN_EFFECT
     min_requests: int = Field(default=200, ge=1)
     """Requests that a check needs."""
     lookback_windows: int = Field(default=12, ge=1)

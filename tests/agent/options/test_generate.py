@@ -16,9 +16,15 @@ from agent.options import INTERNAL, MIB, SECTION, Option, options
 from agent.service import command as agent_command
 from detector.ingestion.dead_letters import command as dead_letters_command
 from detector.migrate import command as migrate_command
+from detector.planning.command import command as plan_command
+from detector.references.command import command as reference_command
+from detector.report.command import command as report_command
 from detector.service import command as detector_command
 
-COMMANDS = (agent_command, detector_command, migrate_command, dead_letters_command)
+COMMANDS = (
+    *(agent_command, detector_command, migrate_command, dead_letters_command, plan_command, report_command),
+    *reference_command.commands.values(),
+)
 
 
 @dataclass(frozen=True, config=SECTION)
@@ -130,9 +136,10 @@ def test_every_option_of_the_product_has_a_help_text(command: click.Command) -> 
 
 
 def test_the_same_option_has_the_same_words_everywhere() -> None:
-    said: dict[str, set[Any]] = {}
+    shared = ("bootstrap_servers", "topic", "database_url", "model", "version", "min_effect", "false_page_days")
+    said: dict[str, set[Any]] = {name: set() for name in shared}
     for command in COMMANDS:
         for option in command.params:
-            if isinstance(option, click.Option) and option.name in ("bootstrap_servers", "topic", "database_url"):
-                said.setdefault(option.name, set()).add((option.help, option.default))
-    assert {name: len(texts) for name, texts in said.items()} == {"bootstrap_servers": 1, "topic": 1, "database_url": 1}
+            if isinstance(option, click.Option) and option.name in shared:
+                said[option.name].add((option.help, option.default))
+    assert {name: len(texts) for name, texts in said.items()} == dict.fromkeys(shared, 1)
