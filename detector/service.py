@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import random
 import signal
-import socket
 import threading
 from collections.abc import Callable
 from contextlib import closing
@@ -17,6 +15,7 @@ from pydantic.dataclasses import dataclass
 
 from agent.logging import Format, configure
 from agent.options import SECTION, Kafka, options
+from agent.supervise import Backoff, repeat, supervised
 from detector import resources
 from detector.alerting import runbooks
 from detector.checks import check
@@ -24,7 +23,7 @@ from detector.domain.finding import Check
 from detector.domain.settings import CheckSettings, Database, PairedSettings
 from detector.http import Backend, HttpServer, build_app
 from detector.ingestion.ingest import IngestHandler
-from detector.ingestion.transport import Consumer, DeadLetters
+from detector.ingestion.transport import Consumer, DeadLetters, Unreachable, reach
 from detector.metrics import DetectorMetrics
 from detector.planning.outlook import question_for
 from detector.planning.plan import plan, sentence
@@ -57,10 +56,6 @@ class Settings:
     """json where a machine reads the log."""
     checks: CheckSettings
     paired: PairedSettings
-
-
-class Missing(Exception):
-    """Something outside does not answer yet."""
 
 
 class Service:
@@ -105,10 +100,14 @@ class Service:
                 if self._wait("database", self._prepare_database, stop):
                     schedule.start()
                 if self._wait("broker", lambda: reach(kafka.bootstrap_servers), stop):
-                    self._consumer = threading.Thread(
-                        target=self._ingest, args=(letters, halt), name="ingest", daemon=True
+                    # After an error nobody foresaw it begins again, from what Postgres says.
+                    self._consumer = supervised(
+                        "ingest",
+                        lambda event: self._ingest(letters, event),
+                        halt,
+                        failed=self._metrics.ingest_errors.labels("unexpected").inc,
+                        backoff=Backoff(FIRST_DELAY, LAST_DELAY),
                     )
-                    self._consumer.start()
                     log.info("service.ready")
                 stop.wait()
                 log.info("service.stopping")
@@ -124,41 +123,32 @@ class Service:
 
     def _wait(self, part: str, attempt: Callable[[], None], stop: threading.Event) -> bool:
         """Repeats ``attempt`` until it succeeds; False where ``stop`` came first. Says each reason once."""
-        delay, said = FIRST_DELAY, ""
-        while not stop.is_set():
-            try:
-                attempt()
-            except (StoreError, Missing) as error:
-                self._missing = {part: str(error)}
-                if str(error) != said:
-                    said = str(error)
-                    log.warning("service.waiting", part=part, error=said)
-                stop.wait(delay * random.uniform(0.5, 1.0))  # noqa: S311 - jitter, not a secret
-                delay = min(delay * 2, LAST_DELAY)
-            else:
-                # Once ready it stays so: on-call must reach the runbooks while Postgres or Kafka is down.
-                self._missing = {}
-                return True
-        return False
+        said = ""
+
+        def missing(error: Exception, _seconds: float) -> None:
+            nonlocal said
+            self._missing = {part: str(error)}
+            if str(error) != said:
+                said = str(error)
+                log.warning("service.waiting", part=part, error=said)
+
+        if not repeat(attempt, stop, Backoff(FIRST_DELAY, LAST_DELAY), missing, on=(StoreError, Unreachable)):
+            return False
+        # Once ready it stays so: on-call must reach the runbooks while Postgres or Kafka is down.
+        self._missing = {}
+        return True
 
     def _prepare_database(self) -> None:
         self._store.ping()
         self._versions = runbooks.register(self._runbooks, self._store)
 
     def _ingest(self, letters: DeadLetters, stop: threading.Event) -> None:
-        """Consumes; after an error nobody foresaw, again from what Postgres says."""
-        kafka, group, delay = self._settings.kafka, self._settings.group, FIRST_DELAY
-        while not stop.is_set():
-            try:
-                handler = IngestHandler(self._store, kafka.topic, letters, self._metrics, self._clock)
-                Consumer(kafka.bootstrap_servers, kafka.topic, group, kafka.api_version, self._metrics).run(
-                    handler, stop
-                )
-            except Exception:
-                self._metrics.ingest_errors.labels("unexpected").inc()
-                log.exception("ingest.failed", retry_seconds=delay)
-                stop.wait(delay * random.uniform(0.5, 1.0))  # noqa: S311 - jitter, not a secret
-                delay = min(delay * 2, LAST_DELAY)
+        kafka = self._settings.kafka
+        handler = IngestHandler(self._store, kafka.topic, letters, self._metrics, self._clock)
+        consumer = Consumer(
+            kafka.bootstrap_servers, kafka.topic, self._settings.group, kafka.api_version, self._metrics
+        )
+        consumer.run(handler, stop)
 
     def _check(self) -> None:
         try:
@@ -192,19 +182,6 @@ class Service:
         if self._consumer is not None and not self._consumer.is_alive():
             return {"ingest": "the thread has ended"}
         return {}
-
-
-def reach(servers: str, timeout: float = 3.0) -> None:
-    """Raises `Missing` unless one of ``servers`` (host:port, by commas) accepts a connection."""
-    said = []
-    for server in filter(None, (name.strip() for name in servers.split(","))):
-        host, _, port = server.rpartition(":")
-        try:
-            socket.create_connection((host.strip("[]"), int(port)), timeout).close()
-            return
-        except (OSError, ValueError, OverflowError) as error:
-            said.append(f"{server}: {error}")
-    raise Missing(f"no Kafka broker answers ({'; '.join(said) or 'none is named'})")
 
 
 @click.command("detector", context_settings={"auto_envvar_prefix": "RELUSCOPE_DETECTOR"})

