@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import signal
-import socket
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import click
 import structlog
 
+from agent.budget.duty import DutyLimits
 from agent.budget.memory import NoRoom
-from agent.budget.owner import Budget
+from agent.budget.owner import Budget, BudgetLimits
 from agent.budget.shares import ModelKey
-from agent.capture.options import budget_limits, budgets, capture_options, capture_settings
 from agent.delivery.outbox import Outbox, OutboxError
 from agent.delivery.sender import Sender
 from agent.delivery.transport import Publisher
@@ -25,13 +22,11 @@ from agent.delivery.windowing import Accumulator
 from agent.intake import http, server
 from agent.intake.oip import Limits
 from agent.intake.queue import ByteQueue, Captured
-from agent.logging import Format, configure
+from agent.logging import configure
 from agent.metrics import AgentMetrics
-from agent.options import Finite
+from agent.options import options
 from agent.paired.holdouts import Holdouts
-from agent.paired.options import paired_options
 from agent.paired.runner import Paired
-from agent.paired.settings import PairedSettings
 from agent.paired.windows import ComparisonWindows
 from agent.rates.governor import Governors
 from agent.rates.samplers import Samplers
@@ -39,9 +34,10 @@ from agent.rates.throttle import Throttle
 from agent.replay import ReplayError, resolve
 from agent.serving.following import Following
 from agent.serving.models import Models, Served
-from agent.serving.options import following_options, following_settings
-from agent.serving.server import ServerWatch
+from agent.serving.server import Server, ServerWatch
+from agent.serving.settings import FollowingSettings
 from agent.serving.worker import Worker, WorkerSettings
+from agent.settings import AgentSettings
 from agent.supervise import join, supervised
 
 log = structlog.get_logger()
@@ -50,162 +46,90 @@ _STOP_SECONDS = 20.0
 _PUBLISH_SECONDS = 5.0
 """Of these, kept for what the broker still takes."""
 _REFRESH_SECONDS = 2.0
-_MIB = 1 << 20
 
 
-def _agent_id() -> str:
-    return socket.gethostname()
-
-
-def api_version(_context: click.Context, _option: click.Parameter, value: str | None) -> tuple[int, ...] | None:
-    """A Kafka protocol version as kafka-python wants it; raises click.BadParameter where it is no version."""
-    if value is None:
-        return None
-    try:
-        return tuple(int(part) for part in value.split("."))
-    except ValueError:
-        raise click.BadParameter(f"{value!r} is no version such as 2.3") from None
-
-
-@click.command("agent", context_settings={"auto_envvar_prefix": "RELUSCOPE_AGENT", "show_default": True})
-@click.option(
-    "--repository", type=click.Path(path_type=Path), required=True, help="<model>/<version>/model.onnx below."
-)
-@click.option("--bootstrap-servers", required=True, help="Kafka, host:port[,host:port].")
-@click.option("--topic", default="reluscope.windows", help="Kafka topic for windows and deployments.")
-@click.option(
-    "--state-dir", type=click.Path(path_type=Path), required=True, help="Folder for the outbox; survives restarts."
-)
-@click.option("--host", default="127.0.0.1", help="Address for mirrored requests and /metrics.")
-@click.option("--port", default=8400, type=click.IntRange(0, 65535), help="0 takes any free port.")
-@click.option("--agent-id", default=_agent_id, show_default="host name", help="Name of this pod in every window.")
-@click.option("--sample-rate", default=0.05, type=Finite(0, 1), help="Share of requests that is replayed.")
-@capture_options
-@following_options
-@click.option("--window-seconds", default=60.0, type=Finite(0.1), help="Length of a window.")
-@click.option(
-    "--window-grace-seconds",
-    default=1.0,
-    type=Finite(0),
-    help="How long a window waits for its last requests.",
-)
-@click.option("--queue-mib", default=64, type=click.IntRange(1), help="Memory for requests that wait for replay.")
-@click.option("--queue-items", default=4096, type=click.IntRange(1), help="Requests that may wait for replay.")
-@click.option("--max-body-mib", default=16, type=click.IntRange(1), help="Largest request body.")
-@click.option(
-    "--outbox-mib", default=512, type=click.IntRange(1), help="Disk for messages that Kafka has not acknowledged."
-)
-@click.option("--max-message-kib", default=896, type=click.IntRange(16), help="Larger windows are split by probe.")
-@click.option("--compression", default="gzip", type=click.Choice(["gzip", "zstd", "none"]), help="Of Kafka messages.")
-@click.option("--kafka-api-version", callback=api_version, help="Such as 2.3; the broker is asked where not given.")
-@click.option("--in-flight-mib", default=32, type=click.IntRange(1), help="Memory for messages on their way to Kafka.")
-@paired_options
-@click.option("--log-format", default="console", type=click.Choice(["console", "json"]))
-def command(
-    repository: Path,
-    bootstrap_servers: str,
-    topic: str,
-    state_dir: Path,
-    host: str,
-    port: int,
-    agent_id: str,
-    sample_rate: float,
-    window_seconds: float,
-    window_grace_seconds: float,
-    queue_mib: int,
-    queue_items: int,
-    max_body_mib: int,
-    outbox_mib: int,
-    max_message_kib: int,
-    compression: str,
-    kafka_api_version: tuple[int, ...] | None,
-    in_flight_mib: int,
-    log_format: Format,
-    paired: PairedSettings,
-    **capture: Any,
-) -> None:
+@click.command("agent", context_settings={"auto_envvar_prefix": "RELUSCOPE_AGENT"})
+@options(AgentSettings)
+def command(settings: AgentSettings) -> None:
     """Run the sidecar: sample mirrored requests, replay them, stream activation statistics to Kafka."""
-    configure(log_format)
+    configure(settings.log_format)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     metrics = AgentMetrics()
-    limits = Limits(max_body_bytes=max_body_mib * _MIB)
-    following = following_settings(capture)
+    limits = Limits(max_body_bytes=settings.max_body_bytes)
 
     def pushed_out(item: Captured) -> None:
         metrics.dropped_total.labels("queue_share").inc()
         metrics.overflowed_total.labels(*item.key).inc()
 
-    queue: ByteQueue[Captured] = ByteQueue(queue_mib * _MIB, queue_items, pushed_out)
-    allowed = budgets(capture)
+    queue: ByteQueue[Captured] = ByteQueue(settings.queue_bytes, settings.queue_items, pushed_out)
+    capture, state_dir, sample_rate = settings.capture, settings.state_dir, settings.sample_rate
+    if capture.device.provider == "tensorrt":
+        capture = replace(capture, device=replace(capture.device, engine_cache=state_dir / "tensorrt"))
     try:
-        budget = Budget(budget_limits(capture, paired.duty_cycle), metrics)
-        waiting = queue_mib * _MIB + limits.max_receiving_bytes + limits.max_decompressed_bytes
-        budget.ram.lease("queues", waiting + paired.queue_bytes + paired.join_bytes + paired.fetch_bytes)
-        settings = capture_settings(capture, state_dir)
-        settings = replace(settings, device=replace(settings.device, memory=budget.sessions))
-        resolve(settings.device.provider)
+        budget = _budget(settings, limits, metrics)
+        capture = replace(capture, device=replace(capture.device, memory=budget.sessions))
+        resolve(capture.device.provider)
         state_dir.mkdir(parents=True, exist_ok=True)
-        outbox = Outbox(state_dir / "outbox.db", outbox_mib * _MIB, on_drop=metrics.outbox_dropped_total.inc)
+        outbox = Outbox(state_dir / "outbox.db", settings.outbox_bytes, on_drop=metrics.outbox_dropped_total.inc)
     except (NoRoom, OutboxError, ReplayError, OSError) as error:
         raise click.ClickException(str(error)) from error
     metrics.watch_queue(queue.depth)
     metrics.watch_outbox(outbox.depth)
 
-    sender = Sender(outbox, agent_id, max_message_kib * 1024)
-    window_ms, grace_ms = int(window_seconds * 1000), int(window_grace_seconds * 1000)
-    bounds = replace(paired, max_batch=settings.max_batch, limits=limits, device=settings.device, nice=settings.nice)
-    pairs = Paired(bounds, sample_rate, ComparisonWindows(window_ms, grace_ms), sender, metrics, duty=budget.duty)
-    holdouts = Holdouts(bounds, sender, metrics, stop, duty=budget.duty)
+    sender = Sender(outbox, settings.agent_id, settings.max_message_bytes)
+    window_ms, grace_ms = int(settings.window_seconds * 1000), int(settings.window_grace_seconds * 1000)
+    bounds = replace(
+        settings.paired, max_batch=capture.max_batch, limits=limits, device=capture.device, nice=capture.nice
+    )
+    duty = budget.duty
+    pairs = Paired(bounds, sample_rate, ComparisonWindows(window_ms, grace_ms), sender, metrics, duty=duty)
+    holdouts = Holdouts(bounds, sender, metrics, stop, duty=duty)
     samplers = Samplers(sample_rate)
 
     def refreshed(served: Mapping[ModelKey, Served]) -> None:
         pairs.refresh(served)
         holdouts.offer(served)
-        samplers.keep(served.keys())
-        queue.keep(served.keys())
-        worker.meters.keep(served.keys())
+        for each in (samplers, queue, worker.meters):
+            each.keep(served.keys())
 
-    watch = None
-    if following.server is not None:
-        watch = ServerWatch(following.server, metrics, lambda: models.known(), following.poll_seconds)
-    answer = (lambda: watch.answer) if watch is not None else (lambda: None)
+    watch = _server_watch(settings.following, metrics, lambda: models.known())
+    following = Following(
+        settings.repository,
+        settings.following.max_versions,
+        dict(settings.following.versions),
+        lambda: None if watch is None else watch.answer,
+    )
     models = Models(
-        repository,
+        settings.repository,
         metrics,
         sender.deployment,
-        settings,
+        capture,
         on_refreshed=refreshed,
-        following=Following(repository, following.most, following.configured, answer),
-        duty=budget.duty,
+        following=following,
+        duty=duty,
     )
     accumulator = Accumulator(window_ms, grace_ms)
-    worker_settings = WorkerSettings(settings.max_batch, allowed, limits, settings.nice)
+    worker_settings = WorkerSettings(capture.max_batch, settings.budgets, limits, capture.nice)
     worker = Worker(
-        worker_settings,
-        models,
-        queue,
-        accumulator,
-        sender,
-        metrics,
-        on_parsed=pairs.intake.offer,
-        duty=budget.duty,
+        worker_settings, models, queue, accumulator, sender, metrics, on_parsed=pairs.intake.offer, duty=duty
     )
-    throttle = Throttle(Governors(sample_rate, allowed), samplers, queue, worker.meters, budget.duty, metrics)
+    governors = Governors(sample_rate, settings.budgets)
+    throttle = Throttle(governors, samplers, queue, worker.meters, duty, metrics)
     publisher = Publisher(
-        bootstrap_servers,
-        topic,
-        compression,
-        kafka_api_version,
-        in_flight_mib * _MIB,
+        settings.kafka.bootstrap_servers,
+        settings.kafka.topic,
+        settings.compression,
+        settings.kafka.api_version,
+        settings.in_flight_bytes,
         metrics,
-        agent_id=agent_id,
+        agent_id=settings.agent_id,
     )
 
     def watch_models(event: threading.Event) -> None:
         if watch is not None:
-            watch.wait(following.timeout_seconds + 1)
+            watch.wait(settings.following.server_timeout_seconds + 1)
         models.watch(_REFRESH_SECONDS, event)
 
     work_stop, publish_stop = threading.Event(), threading.Event()
@@ -220,11 +144,12 @@ def command(
         loops.append(supervised("server", watch.run, stop))
     publishing = supervised("publisher", lambda event: publisher.run(outbox, event), publish_stop)
     app = http.build_app(models, queue, samplers, metrics, limits, on_response=pairs.intake.offer_response)
-    log.info("agent.started", agent_id=agent_id, boot_epoch=outbox.boot_epoch, repository=str(repository))
+    repository = str(settings.repository)
+    log.info("agent.started", agent_id=settings.agent_id, boot_epoch=outbox.boot_epoch, repository=repository)
     try:
-        server.serve(app, host, port, stop)
+        server.serve(app, settings.host, settings.port, stop)
     except OSError as error:
-        raise click.ClickException(f"cannot listen on {host}:{port}: {error}") from error
+        raise click.ClickException(f"cannot listen on {settings.host}:{settings.port}: {error}") from error
     finally:
         # In order: no new requests, then the open windows into the outbox, then what the broker still takes.
         stop.set()
@@ -236,3 +161,22 @@ def command(
         join([publishing], deadline)
         outbox.close()
         log.info("agent.stopped", outbox_messages=outbox.depth()[0])
+
+
+def _budget(settings: AgentSettings, limits: Limits, metrics: AgentMetrics) -> Budget:
+    """The owner of time and memory; raises NoRoom where the queues alone are more than there is."""
+    asked, paired = settings.budget, settings.paired
+    duty = DutyLimits(settings.budgets.duty_cycle, asked.background_share, paired.duty_cycle)
+    budget = Budget(BudgetLimits(duty, asked.gpu_memory, asked.memory), metrics)
+    replay = settings.queue_bytes + limits.max_receiving_bytes
+    budget.ram.lease("queues", replay + paired.queue_bytes + paired.join_bytes + paired.fetch_bytes)
+    return budget
+
+
+def _server_watch(
+    settings: FollowingSettings, metrics: AgentMetrics, models: Callable[[], Collection[str]]
+) -> ServerWatch | None:
+    if settings.server_url is None:
+        return None
+    server = Server(settings.server_url, settings.server_timeout_seconds)
+    return ServerWatch(server, metrics, models, settings.server_poll_seconds)

@@ -18,8 +18,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass as settings
 
 from agent.budget.shares import ModelKey, level
+from agent.options import SECTION, Option
 
 _AIM = 0.9
 _FALL_ABOVE = 0.95
@@ -32,14 +37,16 @@ _MEMORY = 0.5
 """Weight of the newest step in the averages: a change of load is known after some three steps."""
 
 
-@dataclass(frozen=True, slots=True)
+@settings(frozen=True, slots=True, config=SECTION)
 class Budgets:
     """What replay may take: all of it, or that of one model version."""
 
-    duty_cycle: float
-    """Share of time, above 0 to 1."""
-    requests_per_second: float | None = None
-    """None for no limit."""
+    duty_cycle: float = Field(default=0.25, ge=0.001, le=1)
+    """Largest share of time in work of all kinds: replay, comparing, holdouts, timing."""
+    requests_per_second: Annotated[float | None, Field(gt=0), Option("max_requests_per_second", default="no limit")] = (
+        None
+    )
+    """Most requests that are replayed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +78,7 @@ class Governor:
         """``rate`` is the one that the user set: never exceeded."""
         self._most = rate
         self._rate = rate
-        self._budgets = budgets
+        self.allow(budgets.duty_cycle, budgets.requests_per_second)
         self._last: Reading | None = None
         self._seen_per_second: float | None = None
         self._cost: float | None = None
@@ -86,9 +93,10 @@ class Governor:
         per_second = (self._seen_per_second or 0.0) * self._most
         return per_second * (self._cost or 0.0), per_second
 
-    def allow(self, budgets: Budgets) -> None:
+    def allow(self, duty_cycle: float, requests_per_second: float | None) -> None:
         """What may be taken from now on."""
-        self._budgets = budgets
+        self._duty_cycle = duty_cycle
+        self._requests_per_second = requests_per_second
 
     def step(self, now: Reading) -> float:
         """The sampling rate from now on."""
@@ -109,9 +117,9 @@ class Governor:
 
     def _demand(self, now: Reading, overflowed: bool) -> float:
         sampled_per_second = (self._seen_per_second or 0.0) * self._rate
-        demand = sampled_per_second * (self._cost or 0.0) / self._budgets.duty_cycle
-        if self._budgets.requests_per_second is not None:
-            demand = max(demand, sampled_per_second / self._budgets.requests_per_second)
+        demand = sampled_per_second * (self._cost or 0.0) / self._duty_cycle
+        if self._requests_per_second is not None:
+            demand = max(demand, sampled_per_second / self._requests_per_second)
         if overflowed and demand <= _FALL_ABOVE:
             # Only where the sum above does not see it: requests that are few, large, or come in bursts.
             return _OVERFLOW
@@ -147,7 +155,7 @@ class Governors:
         if requests is not None:
             requests = level({key: per_second for key, (_, per_second) in wanted.items()}, requests)
         for governor in self._governors.values():
-            governor.allow(Budgets(time_level, requests))
+            governor.allow(time_level, requests)
         return {key: self._governors[key].step(reading) for key, reading in readings.items()}
 
 

@@ -11,8 +11,6 @@ from agent.serving.config_pbtxt import CONFIG_FILE, ConfigError, read_policy
 from agent.serving.versions import Chosen, ServerAnswer, VersionPolicy, choose
 
 log = structlog.get_logger()
-DEFAULT_VERSIONS = 2
-
 _Stamp = tuple[int, int]
 
 
@@ -22,7 +20,7 @@ class Following:
     def __init__(
         self,
         root: Path,
-        most: int = DEFAULT_VERSIONS,
+        most: int = 2,
         configured: Mapping[str, tuple[str, ...]] | None = None,
         answer: Callable[[], ServerAnswer | None] = lambda: None,
     ) -> None:
