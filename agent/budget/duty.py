@@ -5,7 +5,7 @@ again. A part of the duty cycle is kept for work other than replay, so that repl
 version from being timed or a holdout from being run.
 
     balance   += share * time, at most a second's worth;   -= every second of work
-    kept      += share * kept part * time, the same;        -= seconds of work other than replay, while it is not spent
+    kept      += share * kept part * time, the same;        -= seconds of work that began for its sake
     replay    may begin while balance >= 0
     the rest  may begin while kept >= 0, or balance is at least half full, which it is only where replay leaves it
     comparing keeps its own, smaller duty cycle besides
@@ -85,15 +85,21 @@ class Duty:
         self._used: dict[Work, float] = dict.fromkeys(WORKS, 0.0)
         self._recent: deque[tuple[float, float]] = deque()
         self._waiting: set[Work] = set()
+        self._of_kept: set[Work] = set()
 
     def delay(self, work: Work) -> float:
-        """Seconds until work of this kind may begin, as far as is known now; 0 where it may at once."""
+        """Seconds until work of this kind may begin, as far as is known now; 0 where it may at once.
+
+        To be asked before every piece of work, by the one thread that does work of its kind.
+        """
         with self._lock:
             self._earn()
             if work == "replay":
                 seconds = self._balance.until(0.0)
             else:
-                seconds = min(self._kept.until(0.0), self._balance.until(self._balance.most / 2))
+                kept, left = self._kept.until(0.0), self._balance.until(self._balance.most / 2)
+                seconds = min(kept, left)
+                (self._of_kept.add if left > 0 else self._of_kept.discard)(work)
                 if work == "paired":
                     seconds = max(seconds, self._paired.until(0.0))
             begins = seconds > 0 and work not in self._waiting
@@ -105,7 +111,7 @@ class Duty:
     def charge(self, work: Work, key: ModelKey, seconds: float) -> None:
         """Work of this kind, for this model version, took so long until now."""
         with self._lock:
-            kept = seconds if work != "replay" and self._kept.seconds >= 0 else 0.0
+            kept = seconds if work in self._of_kept else 0.0
             self._earn(seconds, kept, seconds if work == "paired" else 0.0)
             self._used[work] += seconds
             self._recent.append((self._at, seconds))

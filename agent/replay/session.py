@@ -166,7 +166,11 @@ def open_session(model_of: _HasModel, device: Device) -> Any:
 
     It holds a lease of the device's memory for as long as it lives.
     """
-    leases = SessionLeases(device, model_of.weight_bytes)
+    try:
+        weight_bytes = model_of.weight_bytes
+    except OSError as error:
+        raise replay_error("cannot load the model", error) from error
+    leases = SessionLeases(device, weight_bytes)
     try:
         session = _open(model_of, leases.device)
     except Exception:

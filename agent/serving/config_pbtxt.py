@@ -1,10 +1,12 @@
 """Reads a model's version policy from Triton's config.pbtxt, and nothing else of it.
 
-The schema is a part of Triton's model_config.proto; whatever else the file holds is passed over.
+The schema is a part of Triton's model_config.proto. Whatever else the file holds is passed over by its brackets: the
+parser cannot pass over lists of messages that it does not know (`input [ { ... } ]`), which every such file has.
 """
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,10 @@ from agent.serving.versions import VersionPolicy
 CONFIG_FILE = "config.pbtxt"
 _LARGEST = 1 << 20
 _PACKAGE = "reluscope.triton"
+_FIELD = "version_policy"
+_CLOSING = {"{": "}", "<": ">", "[": "]"}
+# A comment, a string, a word, a bracket, or a quote that opens a string without end. Possessive: nothing backtracks.
+_TOKEN = re.compile(r"""#[^\n]*+|"(?:[^"\\\n]|\\.)*+"|'(?:[^'\\\n]|\\.)*+'|[^\W]++|[{}<>\[\]'"]""")
 
 
 class ConfigError(ValueError):
@@ -30,7 +36,7 @@ def read_policy(path: Path) -> VersionPolicy | None:
         raise ConfigError(f"{path}: more than {_LARGEST} bytes")
     config = _model_config()()
     try:
-        text_format.Parse(raw.decode(), config, allow_unknown_field=True)
+        text_format.Parse(_policy_text(raw.decode()), config, allow_unknown_field=True)
     except (text_format.ParseError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"{path}: not protobuf text: {error}") from error
     policy = config.version_policy
@@ -40,6 +46,29 @@ def read_policy(path: Path) -> VersionPolicy | None:
     if chosen == "specific":
         return VersionPolicy("specific", specific=tuple(str(version) for version in policy.specific.versions))
     return VersionPolicy("all") if chosen == "all" else None
+
+
+def _policy_text(text: str) -> str:
+    """The version_policy fields at the top level of the text; raises ParseError where its brackets do not match."""
+    open_brackets: list[str] = []
+    parts, start = [], None
+    for token in _TOKEN.finditer(text):
+        kind = token[0]
+        if kind in _CLOSING:
+            open_brackets.append(_CLOSING[kind])
+        elif kind in _CLOSING.values():
+            if not open_brackets or open_brackets.pop() != kind:
+                raise text_format.ParseError(f"a {kind!r} without its beginning")
+            if start is not None and not open_brackets:
+                parts.append(text[start : token.end()])
+                start = None
+        elif kind in ("'", '"'):
+            raise text_format.ParseError("a string without its end")
+        elif not open_brackets and kind[0] not in "#\"'":
+            start = token.start() if kind == _FIELD else None
+    if open_brackets:
+        raise text_format.ParseError(f"no {open_brackets[-1]!r} at the end")
+    return "\n".join(parts)
 
 
 @cache

@@ -18,6 +18,7 @@ from structlog.testing import capture_logs
 
 from agent import wire
 from agent.budget.duty import Duty, DutyLimits
+from agent.budget.owner import Budget, BudgetLimits
 from agent.delivery.outbox import Outbox
 from agent.delivery.sender import Sender
 from agent.intake.queue import Captured
@@ -27,7 +28,7 @@ from agent.paired import runner
 from agent.paired.runner import Paired
 from agent.paired.windows import ComparisonWindows, ServedVersion
 from agent.rates.trickle import Trickle
-from agent.replay import FullSession
+from agent.replay import Device, FullSession
 from tests.agent.comparisons import PROBES, comparison, probe_comparison
 from tests.agent.models import Builder, small_cnn
 from tests.agent.paired.builders import LOGITS, bit_flipped, by_name, images, permuted, recurrent, serve, settings
@@ -358,6 +359,73 @@ def test_a_new_reference_takes_the_place_of_the_old(tmp_path: Path) -> None:
     stop.set()
     thread.join(10)
     assert agent.compared("reference_model") == 1
+
+
+def test_a_busy_model_does_not_use_up_the_minute_of_the_others() -> None:
+    now = [0.0]
+    trickle = Trickle(1.0, 1.0, 60, lambda: now[0])
+    passed = {"busy": 0, "quiet": 0}
+    for second in range(600):
+        now[0] = float(second)
+        passed["busy"] += sum(trickle.take(1, ("busy", "1")) for _ in range(50))
+        if second % 4 == 0:
+            passed["quiet"] += trickle.take(1, ("quiet", "1"))
+    assert passed["quiet"] == 150
+    assert 400 <= passed["busy"] <= 660 - 150
+
+
+def test_tasks_of_two_models_take_turns_by_time(tmp_path: Path) -> None:
+    agent = Agent(tmp_path, small_cnn())
+    agent.put_reference(small_cnn())
+    other = replace(agent.served, entry=replace(agent.served.entry, model="other"))
+    agent.paired.refresh({one.entry.key: one for one in (agent.served, other)})
+    for seed in range(4):
+        agent.offer(seed=seed)
+    item = Captured("other", "2", b"x", None, None, None, 65_000)
+    agent.paired.intake.offer(other, item, {"image": images(1)})
+    order = []
+    for _ in range(5):
+        task = agent.paired.intake.take(0)
+        assert task is not None
+        order.append(task.served.entry.model)
+        agent.paired.intake.done(task.served.entry.key, 1.0)
+    assert order == ["digits", "other", "digits", "digits", "digits"]
+    assert agent.value("paired_queue_bytes") == 0
+
+
+def test_sessions_of_what_was_compared_longest_ago_make_room(tmp_path: Path) -> None:
+    agent = Agent(tmp_path, small_cnn())
+    agent.put_reference(small_cnn())
+    size = agent.served.entry.path.stat().st_size
+    budget = Budget(BudgetLimits(DutyLimits(1.0), 1 << 30, size * 3 * 4 // 3), agent.metrics)
+    bounds = settings(device=Device(1, memory=budget.sessions))
+    agent.paired._settings = bounds
+    other = replace(agent.served, entry=replace(agent.served.entry, version="3"))
+    agent.paired.refresh({one.entry.key: one for one in (agent.served, other)})
+    for round_ in range(2):
+        for served in (agent.served, other):
+            item = Captured("digits", served.entry.version, b"%d" % round_, None, None, None, 65_000)
+            agent.paired.intake.offer(served, item, {"image": images(1, round_)})
+    for _ in range(4):
+        task = agent.paired.intake.take(0)
+        assert task is not None
+        agent.paired._account(task)
+    labels = {"model": "digits", "kind": "reference_model"}
+    compared = [agent.value("paired_requests_total", version=version, **labels) for version in ("2", "3")]
+    assert compared == [2, 2]
+    assert agent.value("memory_refused_total", memory="ram", owner="paired") > 0, "room had to be made"
+    assert budget.ram.used("paired") <= 3 * size
+
+
+def test_a_comparison_that_memory_has_no_room_for_is_counted(tmp_path: Path) -> None:
+    agent = Agent(tmp_path, small_cnn())
+    agent.put_reference(small_cnn())
+    budget = Budget(BudgetLimits(DutyLimits(1.0), 1 << 30, 4096), agent.metrics)
+    agent.paired._settings = settings(device=Device(1, memory=budget.sessions))
+    agent.refresh()
+    agent.offer()
+    agent.work(lambda: agent.failed("reference_model", "no_memory") == 1)
+    assert budget.ram.used("paired") == 0
 
 
 def test_a_model_that_was_replaced_while_its_request_waited(tmp_path: Path) -> None:
