@@ -105,6 +105,11 @@ class Models:
         by_number = sorted(self._served, key=lambda key: (key[0], int(key[1])))
         return [self._served[key].metadata for key in by_number if key in self._served]
 
+    @property
+    def several(self) -> bool:
+        """Whether more than one version is observed now."""
+        return len(self._served) > 1
+
     def known(self) -> Sequence[str]:
         """Names of the models in the repository, served or not."""
         return list(self._following.chosen) or self._names()

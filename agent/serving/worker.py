@@ -27,7 +27,7 @@ from agent.serving.models import Models, Served, be_nice
 
 _POLL_SECONDS = 0.25
 _TURN_SECONDS = 0.5
-"""Of a version's turn while others wait: a slow model's runs are cut into smaller ones."""
+"""Of a version's turn where there are several: a slow model's runs are cut into smaller ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +127,8 @@ class Worker:
             # A second's worth at most, so that a low limit means small batches and not long pauses.
             most = max(1, min(most, int(limit)))
         meter = self.meters.read(key)
-        if others_wait:  # of what is not known yet, one
+        # Others that do not wait now may come while it runs. Of what is not known yet, one.
+        if others_wait or self._models.several:
             most = min(most, int(_TURN_SECONDS * meter.taken / max(meter.busy_seconds, 1e-9)))
         return max(1, most)
 
