@@ -15,6 +15,7 @@ import click
 import structlog
 
 from agent.capture.options import budgets, capture_options, capture_settings
+from agent.delivery.drops import ProbeDrops
 from agent.delivery.outbox import Outbox, OutboxError
 from agent.delivery.sender import Sender
 from agent.delivery.transport import Publisher
@@ -31,6 +32,7 @@ from agent.paired.runner import Paired
 from agent.paired.settings import PairedSettings
 from agent.paired.windows import ComparisonWindows
 from agent.rates.governor import Governor
+from agent.rates.pairs import Pairs
 from agent.rates.sampling import Sampler
 from agent.rates.throttle import Throttle
 from agent.replay import ReplayError, resolve
@@ -74,6 +76,9 @@ def api_version(_context: click.Context, _option: click.Parameter, value: str | 
 @click.option("--port", default=8400, type=click.IntRange(0, 65535), help="0 takes any free port.")
 @click.option("--agent-id", default=_agent_id, show_default="host name", help="Name of this pod in every window.")
 @click.option("--sample-rate", default=0.05, type=Finite(0, 1), help="Share of requests that is replayed.")
+@click.option(
+    "--rows-per-request", default=1, type=click.IntRange(1), help="Rows of a request that count, each as one."
+)
 @capture_options
 @click.option("--window-seconds", default=60.0, type=Finite(0.1), help="Length of a window.")
 @click.option(
@@ -103,6 +108,7 @@ def command(
     port: int,
     agent_id: str,
     sample_rate: float,
+    rows_per_request: int,
     window_seconds: float,
     window_grace_seconds: float,
     queue_mib: int,
@@ -135,7 +141,8 @@ def command(
     metrics.watch_queue(queue.depth)
     metrics.watch_outbox(outbox.depth)
 
-    sender = Sender(outbox, agent_id, max_message_kib * 1024)
+    drops = ProbeDrops(metrics)
+    sender = Sender(outbox, agent_id, max_message_kib * 1024, on_drop=drops)
     window_ms, grace_ms = int(window_seconds * 1000), int(window_grace_seconds * 1000)
     bounds = replace(paired, max_batch=settings.max_batch, limits=limits, device=settings.device, nice=settings.nice)
     pairs = Paired(bounds, sample_rate, ComparisonWindows(window_ms, grace_ms), sender, metrics)
@@ -146,11 +153,12 @@ def command(
         holdouts.refresh(served)
 
     models = Models(repository, metrics, sender.deployment, settings, on_refreshed=refreshed)
-    accumulator = Accumulator(window_ms, grace_ms)
+    accumulator = Accumulator(window_ms, grace_ms, on_drop=drops)
     allowed = budgets(capture)
-    worker_settings = WorkerSettings(settings.max_batch, allowed, limits, settings.nice)
+    worker_settings = WorkerSettings(settings.max_batch, allowed, limits, settings.nice, rows_per_request)
     worker = Worker(worker_settings, models, queue, accumulator, sender, metrics, on_parsed=pairs.intake.offer)
-    sampler = Sampler(sample_rate)
+    forgotten = metrics.paired_dropped_total.labels("join_ids").inc
+    sampler = Sampler(sample_rate, Pairs(paired.join_seconds, paired.join_ids, forgotten))
     throttle = Throttle(Governor(sample_rate, allowed), sampler, queue, worker.meter, metrics)
     publisher = Publisher(
         bootstrap_servers,

@@ -39,6 +39,7 @@ _OPTIONS = (
         "--join-mib", default=32, type=click.IntRange(1), help="Memory for responses that wait for their requests."
     ),
     click.option("--join-seconds", default=30.0, type=Finite(0.1), help="How long they wait."),
+    click.option("--join-ids", default=65536, type=click.IntRange(1), help="Ids of requests noted meanwhile."),
     click.option("--holdout-mib", default=256, type=click.IntRange(1), help="Largest holdout.npz, unpacked."),
     click.option(
         "--holdout-repeat-seconds",
@@ -63,6 +64,7 @@ _NAMES = (
     "paired_model_mib",
     "join_mib",
     "join_seconds",
+    "join_ids",
     "holdout_mib",
     "holdout_repeat_seconds",
     "mismatch_rtol",
@@ -97,6 +99,7 @@ def _settings(values: dict[str, Any]) -> PairedSettings:
         model_bytes=values["paired_model_mib"] * _MIB,
         join_bytes=values["join_mib"] * _MIB,
         join_seconds=values["join_seconds"],
+        join_ids=values["join_ids"],
         holdout_bytes=values["holdout_mib"] * _MIB,
         holdout_repeat_seconds=values["holdout_repeat_seconds"],
         tolerance=Tolerance(values["mismatch_rtol"], values["mismatch_atol"]),

@@ -18,7 +18,7 @@ class PairedSettings:
     rate: float = 0.02
     """Share of the sampled requests; 0 turns it off, holdouts aside."""
     per_minute: int = 60
-    """Most requests (rows) compared in a minute."""
+    """Most requests compared in a minute; of each, one row."""
     duty_cycle: float = 0.05
     """Largest share of time spent in it, 0 to 1."""
     compare_previous: bool = False
@@ -31,6 +31,8 @@ class PairedSettings:
     """Responses that wait for their requests, and requests for their responses."""
     join_seconds: float = 30.0
     """How long they wait."""
+    join_ids: int = 1 << 16
+    """Ids of requests and responses that are noted meanwhile."""
     model_bytes: int = 1024 * _MIB
     """Largest model file that is loaded once more for it."""
     holdout_bytes: int = 256 * _MIB
