@@ -23,7 +23,7 @@ from agent.instrument.files import ModelFile, SessionModel, open_model
 from agent.instrument.graph import Graph
 from agent.instrument.pooled import PooledOutputs
 from agent.instrument.pooling import Pooling, PoolSource
-from agent.instrument.quantized import KEEP_INT8
+from agent.instrument.quantized import KEEP_INT8, stem
 from agent.instrument.types import Infer, tensor_types
 from agent.wire import NotProbed, Probe
 
@@ -36,6 +36,7 @@ __all__ = [
     "SessionModel",
     "instrument",
     "open_model",
+    "stem",
 ]
 
 

@@ -12,14 +12,15 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import Connection, Integer, any_, insert, literal, select
+from sqlalchemy import Connection, Integer, any_, literal, select
 from sqlalchemy.dialects.postgresql import ARRAY, TIMESTAMP
 from sqlalchemy.dialects.postgresql import insert as upsert_into
 
 from agent.wire import Comparison, Envelope, Probe, ProbeComparison
 from detector.store.errors import StoreRefused
 from detector.store.merging import moment
-from detector.store.tables import COMPARISON_COUNTS, comparison_sources, comparisons, probe_comparisons, probes
+from detector.store.probes import ProbeKey, other_width, probe_ids
+from detector.store.tables import COMPARISON_COUNTS, comparison_sources, comparisons, probe_comparisons
 
 SourceKey = tuple[int, str, str, str, str, str, str]
 """Model version's id, kind, baseline, digest, reference, provider, agent."""
@@ -75,39 +76,16 @@ def _source_ids(connection: Connection, keys: Iterable[SourceKey]) -> dict[Sourc
     }  # fmt: skip
 
 
-def _probe_ids(connection: Connection, items: Sequence[tuple[int, ProbeComparison]]) -> dict[tuple[int, str], int]:
-    """Ids by (model version, layer). Unknown probes are made; how known ones are described is for windows to say."""
-    if not items:
-        return {}
-    table = probes.c
-    rows = connection.execute(
-        select(table.id, table.model_version_id, table.name, table.channels).where(
-            table.model_version_id.in_({version_id for version_id, _ in items})
-        )
-    )
-    ids: dict[tuple[int, str], int] = {}
-    widths: dict[tuple[int, str], int | None] = {}
-    for row in rows:
-        ids[row.model_version_id, row.name] = row.id
-        widths[row.model_version_id, row.name] = row.channels
-    fresh: dict[tuple[int, str], Probe] = {}
+def _probe_ids(connection: Connection, items: Sequence[tuple[int, ProbeComparison]]) -> dict[ProbeKey, int]:
+    """Unknown probes are made; how known ones are described is for windows to say."""
+    told: dict[ProbeKey, Probe] = {}
+    widths: dict[ProbeKey, int] = {}
     for version_id, item in items:
-        key, width = (version_id, item.probe.name), len(item.only_served_active) or None
-        known = widths.get(key)
-        if None not in (known, width) and known != width:
-            raise StoreRefused(f"layer {key[1]} has {width} channels here and {known} elsewhere in the same version")
-        widths[key] = known or width or item.probe.channels
-        if key not in ids:
-            fresh[key] = item.probe
-    if fresh:
-        names = ("name", "op", "tensor", "kind", "axis", "position", "exact_zero")
-        values = [
-            {"model_version_id": key[0], "channels": widths[key], **{name: getattr(probe, name) for name in names}}
-            for key, probe in fresh.items()
-        ]
-        made = connection.execute(insert(probes).returning(table.id, table.model_version_id, table.name), values)
-        ids.update({(row.model_version_id, row.name): row.id for row in made})
-    return ids
+        key, width = (version_id, item.probe.name), len(item.only_served_active)
+        told.setdefault(key, item.probe)
+        if width and widths.setdefault(key, width) != width:
+            raise StoreRefused(other_width(key[1], width, widths[key]))
+    return probe_ids(connection, told, widths, describe=False)
 
 
 def _row(item: ProbeComparison) -> dict[str, Any]:
