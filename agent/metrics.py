@@ -18,6 +18,7 @@ DROP_REASONS = (
     "model_not_ready",
     "model_gone",
     "no_memory",
+    "internal",
 )
 """Why a request that may have been sampled is lost without anybody's fault in its content."""
 PAIRED_DROP_REASONS = (
@@ -26,6 +27,7 @@ PAIRED_DROP_REASONS = (
     "queue_share",
     "model_gone",
     "join_full",
+    "join_ids",
     "join_duplicate",
     "response_missing",
     "request_missing",
@@ -77,6 +79,9 @@ class AgentMetrics:
         )
         self.absent_probes = self._gauge(
             "absent_probes", "Probes that batches lacked, for their rows were not the requests.", "model", "version"
+        )
+        self.probe_dropped_total = self._counter(
+            "probe_dropped_total", "Requests that windows lack at one probe, summed over probes.", "model", "reason"
         )
         self.gpu_fallback = self._gauge(
             "gpu_fallback", "1 while replay is on the CPU for want of the GPU.", "model", "version"

@@ -15,6 +15,7 @@ from agent.budget.duty import DutyLimits
 from agent.budget.memory import NoRoom
 from agent.budget.owner import Budget, BudgetLimits
 from agent.budget.shares import ModelKey
+from agent.delivery.drops import ProbeDrops
 from agent.delivery.outbox import Outbox, OutboxError
 from agent.delivery.sender import Sender
 from agent.delivery.transport import Publisher
@@ -29,7 +30,9 @@ from agent.paired.holdouts import Holdouts
 from agent.paired.runner import Paired
 from agent.paired.windows import ComparisonWindows
 from agent.rates.governor import Governors
+from agent.rates.pairs import Pairs
 from agent.rates.samplers import Samplers
+from agent.rates.sampling import Sampler
 from agent.rates.throttle import Throttle
 from agent.replay import ReplayError, resolve
 from agent.serving.following import Following
@@ -78,7 +81,8 @@ def command(settings: AgentSettings) -> None:
     metrics.watch_queue(queue.depth)
     metrics.watch_outbox(outbox.depth)
 
-    sender = Sender(outbox, settings.agent_id, settings.max_message_bytes)
+    drops = ProbeDrops(metrics)
+    sender = Sender(outbox, settings.agent_id, settings.max_message_bytes, on_drop=drops)
     window_ms, grace_ms = int(settings.window_seconds * 1000), int(settings.window_grace_seconds * 1000)
     bounds = replace(
         settings.paired, max_batch=capture.max_batch, limits=limits, device=capture.device, nice=capture.nice
@@ -86,7 +90,8 @@ def command(settings: AgentSettings) -> None:
     duty = budget.duty
     pairs = Paired(bounds, sample_rate, ComparisonWindows(window_ms, grace_ms), sender, metrics, duty=duty)
     holdouts = Holdouts(bounds, sender, metrics, stop, duty=duty)
-    samplers = Samplers(sample_rate)
+    ids = Pairs(bounds.join_seconds, bounds.join_ids, metrics.paired_dropped_total.labels("join_ids").inc)
+    samplers = Samplers(sample_rate, lambda rate: Sampler(rate, ids))
 
     def refreshed(served: Mapping[ModelKey, Served]) -> None:
         pairs.refresh(served)
@@ -110,8 +115,10 @@ def command(settings: AgentSettings) -> None:
         following=following,
         duty=duty,
     )
-    accumulator = Accumulator(window_ms, grace_ms)
-    worker_settings = WorkerSettings(capture.max_batch, settings.budgets, limits, capture.nice)
+    accumulator = Accumulator(window_ms, grace_ms, on_drop=drops)
+    worker_settings = WorkerSettings(
+        capture.max_batch, settings.budgets, limits, capture.nice, settings.rows_per_request
+    )
     worker = Worker(
         worker_settings, models, queue, accumulator, sender, metrics, on_parsed=pairs.intake.offer, duty=duty
     )

@@ -1,4 +1,4 @@
-"""Which of the sampled requests are compared: a share by hash, and no more than so many a minute, shared fairly."""
+"""Which of the sampled requests are compared: a share of them, and no more than so many a minute, shared fairly."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from agent.budget.shares import ModelKey
-from agent.rates.sampling import Sampler
 
 _ACTIVE_SECONDS = 60.0
 """A version that asked for nothing for so long has no part of the room."""
@@ -23,7 +22,7 @@ class _Share:
 
 
 class Trickle:
-    """Chooses by the hash that sampling uses, so every pod, and both halves of a request and response, choose alike.
+    """Chooses by the draw that sampling uses, so that both halves of a request and response are chosen alike.
 
     The choice is nested in sampling's: what is compared at a low sampling rate is compared at a higher one too.
     All methods may be called from any thread.
@@ -33,7 +32,7 @@ class Trickle:
         self, sample_rate: float, rate: float, per_minute: int, clock: Callable[[], float] = time.monotonic
     ) -> None:
         """``rate`` is the share of the sampled requests, whose share of all is ``sample_rate``; clock in seconds."""
-        self._sampler = Sampler(sample_rate * rate)
+        self._share = sample_rate * rate
         self._per_minute = per_minute
         self._clock = clock
         self._lock = threading.Lock()
@@ -41,9 +40,9 @@ class Trickle:
         self._since = clock()
         self._shares: dict[ModelKey, _Share] = {}
 
-    def keep(self, identity: bytes) -> bool:
-        """Whether the request of this identity (`agent.rates.sampling.identity`) is in the share."""
-        return self._sampler.chooses(identity)
+    def keep(self, draw: float) -> bool:
+        """Whether the request of this draw (`agent.rates.pairs.Arrival`) is in the share."""
+        return draw < self._share
 
     def take(self, requests: int, key: ModelKey = ("", "")) -> bool:
         """Whether this minute has room for so many requests of a model version; if so, it is taken.

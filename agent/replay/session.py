@@ -12,6 +12,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from agent.budget.owner import Owner, SessionMemory
+from agent.datatypes import RUNTIME
 from agent.instrument import Instrumented, SessionModel
 from agent.instrument.pooled import Pooled
 from agent.replay import batching
@@ -20,14 +21,7 @@ from agent.replay.errors import DeviceError, replay_error
 from agent.replay.leases import SessionLeases
 from agent.replay.providers import CPU, Device, Provider, load_libraries, resolve, session_options, with_options
 
-_DATATYPES = {
-    "tensor(float)": "FP32",
-    "tensor(float16)": "FP16",
-    "tensor(double)": "FP64",
-    "tensor(bool)": "BOOL",
-    "tensor(string)": "BYTES",
-    "tensor(bfloat16)": "BF16",
-} | {f"tensor({sign}int{bits})": f"{sign.upper()}INT{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)}
+_DATATYPES = {runtime: name for name, runtime in RUNTIME.items()}
 
 
 @dataclass(frozen=True, slots=True)

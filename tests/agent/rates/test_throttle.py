@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from random import Random
+
 import pytest
 
 from agent.budget.duty import Duty, DutyLimits
@@ -20,7 +22,8 @@ class Parts:
 
     def __init__(self, rate: float, kept: float = 0.2) -> None:
         self.now = 0.0
-        self.metrics, self.meters, self.samplers = AgentMetrics(), Meters(), Samplers(rate)
+        self.metrics, self.meters = AgentMetrics(), Meters()
+        self.samplers = Samplers(rate, lambda rate: Sampler(rate, draw=Random(1).random))
         self.queue: ByteQueue[Captured] = ByteQueue(1 << 20, 100)
         self.duty = Duty(DutyLimits(0.5, kept), lambda: self.now)
         governors = Governors(rate, Budgets(0.5))
@@ -35,8 +38,8 @@ class Parts:
     def arrive(self, arriving: int, cost: float, key: tuple[str, str] = DIGITS) -> None:
         sampler, meter = self.samplers.of(key), self.meters.of(key)
         before = sampler.kept
-        for number in range(arriving):
-            sampler.keep(b"%f-%d" % (self.now, number))
+        for _ in range(arriving):
+            sampler.request("m", None)
         meter.taken += sampler.kept - before
         meter.replayed += sampler.kept - before
         meter.busy_seconds += cost * (sampler.kept - before)
@@ -73,8 +76,8 @@ def test_a_replay_over_budget_lowers_the_rate_and_both_ratios_say_so() -> None:
 
 def test_requests_that_the_queue_refuses_are_not_in_the_effective_ratio() -> None:
     parts = Parts(1.0)
-    for number in range(100):
-        parts.sampler.keep(b"%d" % number)
+    for _ in range(100):
+        parts.sampler.request("m", None)
     meter = parts.meters.of(DIGITS)
     meter.taken, meter.replayed = 40, 30
     parts.now = 1

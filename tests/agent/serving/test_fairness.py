@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from agent.intake.queue import ByteQueue, Captured
 from agent.metrics import AgentMetrics
 from agent.rates.governor import Budgets, Governors
 from agent.rates.samplers import Samplers
+from agent.rates.sampling import Sampler
 from agent.rates.throttle import Throttle
 from agent.replay import Device
 from agent.serving.models import Models
@@ -68,7 +70,7 @@ class Pod:
             duty=self.duty,
             monotonic=clock,
         )
-        self.samplers = Samplers(1.0)
+        self.samplers = Samplers(1.0, lambda rate: Sampler(rate, draw=Random(0).random))
         governors = Governors(1.0, budgets)
         self.throttle = Throttle(
             governors, self.samplers, self.queue, self.worker.meters, self.duty, self.metrics, clock
@@ -92,7 +94,7 @@ class Pod:
             for key, per_second in self.arriving.items():
                 while (number := self._sent.get(key, 0)) < (self.now - self.begin) * per_second:
                     self._sent[key] = number + 1
-                    self._arrive(key, b"%s %d" % (key[0].encode(), number))
+                    self._arrive(key)
             if int(self.now) > int(before):
                 self.throttle.step()
 
@@ -104,8 +106,8 @@ class Pod:
             rest = self.worker.turn(0)
             self.pass_by(rest if rest > 0 or self.queue.depth()[0] else 0.02)
 
-    def _arrive(self, key: tuple[str, str], request_id: bytes) -> None:
-        if self.samplers.of(key).keep(request_id):
+    def _arrive(self, key: tuple[str, str]) -> None:
+        if self.samplers.of(key).request(key[0], None).kept:
             item = Captured(*key, self.body, None, None, None, int(self.now * 1000))
             self.queue.offer(item, len(self.body) + 512, key)
 
@@ -150,10 +152,10 @@ def test_a_flood_pushes_out_its_own_requests_only(tmp_path: Path, monkeypatch: p
 
 def test_a_turn_of_a_slow_model_is_cut_while_others_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pod = Pod(tmp_path, {BUSY: 0.25, QUIET: 0.01}, monkeypatch)
-    for number in range(40):
-        pod._arrive(BUSY, b"busy %d" % number)
-    for number in range(8):
-        pod._arrive(QUIET, b"quiet %d" % number)
+    for _ in range(40):
+        pod._arrive(BUSY)
+    for _ in range(8):
+        pod._arrive(QUIET)
     longest, begin = 0.0, 0.0
     while pod.queue.depth()[0]:
         begin = pod.now
@@ -166,7 +168,7 @@ def test_a_turn_of_a_slow_model_is_cut_while_others_wait(tmp_path: Path, monkeyp
 
 def test_windows_are_sent_while_replay_rests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pod = Pod(tmp_path, {BUSY: 5.0}, monkeypatch)
-    pod._arrive(BUSY, b"one")
+    pod._arrive(BUSY)
     pod.worker.turn(0)
     assert pod.windows() == set()
     pod.duty.charge("replay", BUSY, 30.0)
