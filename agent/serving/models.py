@@ -2,50 +2,32 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 import structlog
 
 from agent.budget.duty import Duty
-from agent.budget.pace import Pace
 from agent.budget.shares import ModelKey
-from agent.capture import choice
-from agent.capture.calibration import Calibration, calibrate
+from agent.capture.calibration import Calibration
 from agent.capture.choice import ChoiceError
-from agent.capture.engine import Engine
-from agent.capture.gauges import ModelGauges
 from agent.capture.settings import CaptureSettings
 from agent.capture.timing import Stopped
-from agent.instrument import Instrumented, InstrumentError, instrument, open_model
+from agent.instrument import Instrumented, InstrumentError
 from agent.intake.catalog import ModelMetadata
-from agent.intake.oip import TensorSpec
 from agent.metrics import AgentMetrics
-from agent.replay import NoMemory, Port, Replayer, ReplayError, output_types
+from agent.replay import NoMemory, ReplayError
 from agent.serving.following import Following
-from agent.serving.repository import MODEL_FILE, Entry, RepositoryError, digest, scan
+from agent.serving.loading import Loader, Served, be_nice
+from agent.serving.repository import MODEL_FILE, Entry, RepositoryError, scan
+
+__all__ = ["Models", "Served", "be_nice"]
 
 log = structlog.get_logger()
 _DEFER_SECONDS = 30.0
 """Before a version that memory had no room for is tried again."""
-
-
-@dataclass(frozen=True, slots=True)
-class Served:
-    """A loaded model version."""
-
-    entry: Entry
-    files: frozenset[str]
-    """Names of the model's file and of those with its external data; a change of others is no change of the model."""
-    digest: str
-    instrumented: Instrumented
-    engine: Engine
-    metadata: ModelMetadata
-    gauges: ModelGauges
 
 
 class Models:
@@ -73,7 +55,7 @@ class Models:
         self._on_refreshed = on_refreshed
         self._settings = settings
         self._following = following or Following(root)
-        self._duty = duty
+        self._loader = Loader(metrics, settings, duty)
         # Replaced, never changed: others read them meanwhile.
         self._served: Mapping[ModelKey, Served] = {}
         self._defaults: Mapping[str, str | None] = {}
@@ -206,7 +188,7 @@ class Models:
     def _load(self, entry: Entry, stopped: Callable[[], bool], *, settled: bool) -> None:
         """Makes the version one that is observed. Until it is ready, the former one is."""
         try:
-            served, calibration = self._prepare(entry, stopped)
+            served, calibration = self._loader.load(entry, stopped)
         except Stopped:
             return
         except NoMemory as error:
@@ -222,7 +204,7 @@ class Models:
             log.error("model.refused", model=entry.model, version=entry.version, reason=reason, exc_info=not known)
             return
         self._swap(served, calibration)
-        self._say(entry, calibration, served.instrumented, served.engine)
+        self._loader.say(served, calibration)
 
     def _defer(self, entry: Entry, error: NoMemory, stopped: Callable[[], bool], *, settled: bool) -> None:
         """Makes room by dropping a version that this one replaces, if there is one; else it is tried again later."""
@@ -240,18 +222,6 @@ class Models:
             retry_seconds=_DEFER_SECONDS,
         )
 
-    def _prepare(self, entry: Entry, stopped: Callable[[], bool]) -> tuple[Served, Calibration]:
-        gauges = ModelGauges(self._metrics, entry.model, entry.version)
-        opened = open_model(entry.path)
-        files = frozenset(path.name for path in (entry.path, *opened.external_files))
-        checksum = digest(entry.path, opened.external_files)
-        observed = self._observe(entry, instrument(opened, output_types))
-        calibration = self._calibrate(entry, observed, stopped)
-        settings = replace(self._settings, device=self._settings.device.owned("replay"))
-        replayer = Engine(observed, calibration.groups, settings, gauges)
-        metadata = ModelMetadata(entry.model, entry.version, True, _specs(replayer.inputs), _specs(replayer.outputs))
-        return Served(entry, files, checksum, observed, replayer, metadata, gauges), calibration
-
     def _swap(self, served: Served, calibration: Calibration) -> None:
         entry = served.entry
         before = self._served.get(entry.key)
@@ -266,76 +236,8 @@ class Models:
         self._metrics.start_model(entry.model)
         served.gauges.show(served.engine.provider, calibration)
 
-    def _observe(self, entry: Entry, whole: Instrumented) -> Instrumented:
-        """The version instrumented at the probes that are wanted."""
-        chosen = choice.choose(whole.probes, self._settings.probes)
-        if chosen.unmatched:
-            log.warning(
-                "probes.unmatched",
-                model=entry.model,
-                version=entry.version,
-                globs=list(chosen.unmatched),
-                names=choice.listing(whole.probes),
-            )
-        if not chosen.left_out:
-            return whole
-        return replace(whole.subset(chosen.names), not_probed=(*whole.not_probed, *chosen.left_out))
-
-    def _calibrate(self, entry: Entry, observed: Instrumented, stopped: Callable[[], bool]) -> Calibration:
-        # Two sessions are timed against each other; together they keep the limit.
-        device = self._settings.device.owned("calibration").sharing(2)
-        bound = log.bind(model=entry.model, version=entry.version)
-
-        def build(part: Instrumented) -> Replayer:
-            return Replayer.on(device, part)
-
-        if self._duty is None:
-            return calibrate(observed, self._settings, build, stopped, logger=bound)
-        with Pace(self._duty, "calibration", entry.key, stopped) as pace:
-            return calibrate(observed, self._settings, build, pace.step, pace.clock, logger=bound)
-
-    def _say(self, entry: Entry, calibration: Calibration, observed: Instrumented, replayer: Engine) -> None:
-        ratio = None if calibration.ratio is None else round(calibration.ratio, 3)
-        log.info(
-            "model.loaded",
-            model=entry.model,
-            version=entry.version,
-            probes=len(observed.probes),
-            not_probed=len(observed.not_probed),
-            provider=replayer.provider,
-            groups=len(calibration.groups),
-            overhead_ratio=ratio,
-            overhead_timed=calibration.timed,
-        )
-        if not calibration.within:
-            cost = "even one activation at a time costs more"
-            if calibration.ratio is None:
-                cost = "the model could not be timed, and one activation at a time is assumed to cost more"
-            log.warning(
-                "budget.unmet",
-                model=entry.model,
-                version=entry.version,
-                overhead_ratio=ratio,
-                budget=self._settings.overhead_budget,
-                hint=f"{cost}; leave out the largest with --probes, or allow more",
-            )
-
-
-def be_nice(level: int = 10) -> None:
-    """Lowers the priority of the calling thread, and of the threads it starts, to a nice level from 0 to 19.
-
-    A thread that is nicer already stays so: to be less nice takes a privilege.
-    """
-    if hasattr(os, "setpriority"):
-        thread = threading.get_native_id()
-        os.setpriority(os.PRIO_PROCESS, thread, max(level, os.getpriority(os.PRIO_PROCESS, thread)))
-
 
 def _retire(served: Served) -> None:
     """Takes a version's series and sessions away, for others may hold on to the rest of it for a while."""
     served.gauges.forget()
     served.engine.close()
-
-
-def _specs(ports: Sequence[Port]) -> tuple[TensorSpec, ...]:
-    return tuple(TensorSpec(port.name, port.datatype, port.shape) for port in ports)
