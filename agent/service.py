@@ -118,7 +118,7 @@ def command(
     **capture: Any,
 ) -> None:
     """Run the sidecar: sample mirrored requests, replay them, stream activation statistics to Kafka."""
-    configure(log_format)
+    configure(log_format, exception_texts=False)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())

@@ -183,7 +183,7 @@ class Paired:
             limits=self._settings.limits,
         )
         if parsed.version is not None and parsed.version != task.served.entry.version:
-            raise PairedError("other_version", f"the response is version {parsed.version[:40]!r}'s")
+            raise PairedError("other_version", "the response is another version's")
         axes, fixed = request_axes(task.served.instrumented), task.served.engine.batch_size is not None
         for name, value in parsed.outputs.items():
             found = place(value.shape, axes.get(name, 0) or 0, task.requests, fixed=fixed)
