@@ -17,6 +17,7 @@ import structlog
 from agent.capture.options import budgets, capture_options, capture_settings
 from agent.delivery.outbox import Outbox, OutboxError
 from agent.delivery.sender import Sender
+from agent.delivery.small_groups import MinGroup
 from agent.delivery.transport import Publisher
 from agent.delivery.windowing import Accumulator
 from agent.intake import http, server
@@ -82,6 +83,13 @@ def api_version(_context: click.Context, _option: click.Parameter, value: str | 
     type=Finite(0),
     help="How long a window waits for its last requests.",
 )
+@click.option(
+    "--min-group",
+    default=20,
+    type=click.IntRange(1),
+    help="Fewest requests that a layer is told of; fewer wait for its next window.",
+)
+@click.option("--carry-seconds", default=86400.0, type=Finite(0), help="How long they wait for more at the most.")
 @click.option("--queue-mib", default=64, type=click.IntRange(1), help="Memory for requests that wait for replay.")
 @click.option("--queue-items", default=4096, type=click.IntRange(1), help="Requests that may wait for replay.")
 @click.option("--max-body-mib", default=16, type=click.IntRange(1), help="Largest request body.")
@@ -105,6 +113,8 @@ def command(
     sample_rate: float,
     window_seconds: float,
     window_grace_seconds: float,
+    min_group: int,
+    carry_seconds: float,
     queue_mib: int,
     queue_items: int,
     max_body_mib: int,
@@ -135,7 +145,8 @@ def command(
     metrics.watch_queue(queue.depth)
     metrics.watch_outbox(outbox.depth)
 
-    sender = Sender(outbox, agent_id, max_message_kib * 1024)
+    group = MinGroup(min_group, int(carry_seconds * 1000))
+    sender = Sender(outbox, agent_id, max_message_kib * 1024, group=group, metrics=metrics)
     window_ms, grace_ms = int(window_seconds * 1000), int(window_grace_seconds * 1000)
     bounds = replace(paired, max_batch=settings.max_batch, limits=limits, device=settings.device, nice=settings.nice)
     pairs = Paired(bounds, sample_rate, ComparisonWindows(window_ms, grace_ms), sender, metrics)

@@ -79,6 +79,10 @@ class Accumulator:
             if window.rows >= self._buffer_rows:
                 _summarise(window)
 
+    def holds(self, model: str, version: str, digest: str) -> bool:
+        """Whether a window of that model version is open."""
+        return any((slot.model, slot.version, slot.digest) == (model, version, digest) for slot in self._open)
+
     def close(self, now_ms: int) -> list[ClosedWindow]:
         """Removes and returns the windows that ended more than the grace period ago, oldest first."""
         return self._remove([slot for slot in self._open if slot.end_ms + self._grace_ms <= now_ms])

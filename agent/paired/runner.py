@@ -11,6 +11,7 @@ from typing import Any
 import structlog
 
 from agent.delivery.sender import Sender
+from agent.delivery.small_groups import Version
 from agent.intake.oip import OipError, parse_response
 from agent.metrics import AgentMetrics
 from agent.paired.axes import place, request_axes
@@ -98,20 +99,30 @@ class Paired:
             begin = time.monotonic()
             if task is not None:
                 self._process(task)
-            self._unload_gone()
-            self._send(self._windows.close(self._clock_ms()))
+            self._close_windows()
             busy = time.monotonic() - begin if task is not None else 0.0
             self._rest(busy * (1 / duty - 1), stop)
         self.intake.close()
         self._send(self._windows.drain())
+        self._sender.withhold_comparisons("stopping", lambda version: True)
 
     def _rest(self, seconds: float, stop: threading.Event) -> None:
         """Does no comparing for so long, but what has to be done in time; returns early when stopped."""
         until = time.monotonic() + seconds
         while (left := until - time.monotonic()) > 0 and not stop.wait(min(left, _REST_SECONDS)):
             self.intake.expire()
-            self._unload_gone()
-            self._send(self._windows.close(self._clock_ms()))
+            self._close_windows()
+
+    def _close_windows(self) -> None:
+        self._unload_gone()
+        self._send(self._windows.close(self._clock_ms()))
+        self._sender.withhold_comparisons("version_gone", self._is_gone)
+
+    def _is_gone(self, version: Version) -> bool:
+        """Whether nothing of a model version can be compared any more, and none waits in an open window."""
+        target = self._targets.get(version[0])
+        serves = target is not None and (target.served.entry.version, target.served.digest) == version[1:]
+        return not serves and not self._windows.holds(*version)
 
     def _has_baseline(self, served: Served) -> bool:
         target = self._targets.get(served.entry.model)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from agent.capture.engine import EngineClosed
 from agent.delivery.sender import Sender
+from agent.delivery.small_groups import Version
 from agent.delivery.windowing import Accumulator
 from agent.intake.oip import Limits, OipError, parse_request
 from agent.intake.queue import ByteQueue, Captured
@@ -89,6 +90,7 @@ class Worker:
                 turns.popleft()
             self._metrics.duty_cycle.set(duty(turns, now))
         self._sender.windows(self._accumulator.drain())
+        self._sender.withhold_windows("stopping", lambda version: True)
 
     def _rest(self, seconds: float, stop: threading.Event) -> None:
         """Waits; windows that end meanwhile are sent all the same."""
@@ -98,6 +100,13 @@ class Worker:
 
     def _close_windows(self) -> None:
         self._sender.windows(self._accumulator.close(self._clock_ms()))
+        self._sender.withhold_windows("version_gone", self._is_gone)
+
+    def _is_gone(self, version: Version) -> bool:
+        """Whether no request of a model version can come any more, and none waits in an open window."""
+        served = self._models.served(version[0])
+        serves = served is not None and (served.entry.version, served.digest) == version[1:]
+        return not serves and not self._accumulator.holds(*version)
 
     def _replay(self, items: list[Captured]) -> None:
         by_model: dict[str, list[Captured]] = {}

@@ -18,10 +18,10 @@ from agent.wire.comparison_codec import comparison_in, comparison_out
 from agent.wire.fields import MAX_CHANNELS, WireError, extend, integers, probe_in, probe_out
 from agent.wire.messages import Comparison, Deployment, Envelope, NotProbed, ProbeWindow, Window
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 _COUNTS = ("active", "nonfinite")
-_VALUES = ("fraction_sum", "fraction_sq_sum", "mean", "m2", "min", "max")
+_VALUES = ("fraction_sum", "fraction_sq_sum", "mean", "m2")
 
 
 def encode(envelope: Envelope) -> bytes:
@@ -151,8 +151,7 @@ def _summary_in(message: pb.ProbeSummary) -> ProbeWindow:
     values = {name: np.array(getattr(message, name), np.float64) for name in _VALUES}
     if any(((array < 0) | (array > message.n)).any() for array in counts.values()):
         raise WireError(f"probe {probe.name}: a channel counts more requests than the window's {message.n}")
-    moments = (values[name] for name in _VALUES if name not in ("min", "max"))
-    if not all(np.isfinite(array).all() for array in moments):
+    if not all(np.isfinite(array).all() for array in values.values()):
         raise WireError(f"probe {probe.name}: a moment is not finite")
     histograms = [_histogram_in(part, channels) for part in (message.mean_histogram, message.max_histogram)]
     finite = message.n - counts["nonfinite"]

@@ -14,6 +14,7 @@ from agent import wire
 from agent.capture.settings import CaptureSettings
 from agent.delivery.outbox import Outbox
 from agent.delivery.sender import Sender
+from agent.delivery.small_groups import MinGroup
 from agent.delivery.windowing import Accumulator
 from agent.intake.oip import Limits
 from agent.intake.queue import ByteQueue, Captured
@@ -37,11 +38,13 @@ def replay(
     items: list[Captured],
     max_message_bytes: int = 1 << 20,
     budgets: Budgets | None = None,
+    min_group: int = 1,
+    newer: onnx.ModelProto | None = None,
 ) -> tuple[list[wire.Envelope], str]:
     metrics = AgentMetrics()
     queue: ByteQueue[Captured] = ByteQueue(1 << 24, 1000)
     outbox = Outbox(tmp_path / "outbox.db", 1 << 24)
-    sender = Sender(outbox, "pod-1", max_message_bytes)
+    sender = Sender(outbox, "pod-1", max_message_bytes, group=MinGroup(min_group), metrics=metrics)
     put(tmp_path / "repo", "1", model)
     models = Models(tmp_path / "repo", metrics, sender.deployment, CaptureSettings(Device(1, 1 << 30), max_batch=8))
     models.refresh()
@@ -55,6 +58,15 @@ def replay(
     deadline = time.monotonic() + 10
     while queue.depth()[0] and time.monotonic() < deadline:
         time.sleep(0.01)
+    if newer is not None:
+        withheld = metrics.withheld_requests_total.labels("digits", "version_gone")._value
+        time.sleep(0.5)  # the worker looks at its windows meanwhile
+        assert withheld.get() == 0
+        put(tmp_path / "repo", "2", newer)
+        models.refresh()
+        models.refresh()
+        while not withheld.get() and time.monotonic() < deadline:
+            time.sleep(0.01)
     stop.set()
     thread.join(10)
     sent = [wire.decode(item.payload) for item in outbox.pending(100)]
@@ -109,6 +121,27 @@ def test_a_poisoned_request_costs_its_neighbours_nothing(tmp_path: Path) -> None
     assert counts(sent)["relu1"] == 7
     assert 'rejected_total{model="digits",reason="replay_failed"} 2.0' in metrics
     assert 'replayed_total{model="digits",version="1"} 7.0' in metrics
+
+
+def test_fewer_requests_than_the_group_never_leave(tmp_path: Path) -> None:
+    """One request's window would be that request: mean, smallest and largest are its own values."""
+    items = [request(np.full((1, 1, 8, 8), 1.5)) for _ in range(19)]
+    sent, metrics = replay(tmp_path, small_cnn(), items, min_group=20)
+    assert [type(envelope.body) for envelope in sent] == [wire.Deployment]
+    assert 'withheld_requests_total{model="digits",reason="stopping"} 95.0' in metrics, "19 of each of five probes"
+
+
+def test_small_batches_add_up_to_a_group(tmp_path: Path) -> None:
+    items = [request(np.full((1, 1, 8, 8), 1.5)) for _ in range(20)]
+    sent, metrics = replay(tmp_path, small_cnn(), items, min_group=20)
+    assert counts(sent) == dict.fromkeys(["image", "relu1", "relu2", "relu3", "fc2_out"], 20)
+    assert 'withheld_requests_total{model="digits",reason="stopping"} 0.0' in metrics
+
+
+def test_what_is_too_small_goes_with_its_version(tmp_path: Path) -> None:
+    items = [request(np.ones((1, 1, 8, 8))) for _ in range(5)]
+    _, metrics = replay(tmp_path, small_cnn(), items, min_group=20, newer=small_cnn())
+    assert 'withheld_requests_total{model="digits",reason="version_gone"} 25.0' in metrics
 
 
 def test_a_fixed_batch_is_filled_up_and_counted_right(tmp_path: Path) -> None:

@@ -31,7 +31,8 @@ def test_windows_survive_the_round_trip(values: np.ndarray) -> None:
     assert isinstance(sent.body, wire.Window)
     a, b = got.body.probes[0], sent.body.probes[0]
     assert a.probe == PROBE
-    for name in ("n", "active", "nonfinite", "fraction_sum", "fraction_sq_sum", "mean", "m2", "min", "max"):
+    counted, extremes = ("n", "active", "nonfinite"), ("lowest_mean", "highest_max")
+    for name in (*counted, "fraction_sum", "fraction_sq_sum", "mean", "m2", *extremes):
         np.testing.assert_array_equal(getattr(a.summary, name), getattr(b.summary, name))
     assert a.summary.mean_histogram.same_as(b.summary.mean_histogram)
     assert a.summary.max_histogram.same_as(b.summary.max_histogram)
@@ -44,6 +45,22 @@ def test_messages_of_the_first_schema_are_read() -> None:
     raw = pb.Envelope.FromString(wire.encode(envelope(summarise(np.ones((5, 3))))))
     raw.schema_version = 1
     assert isinstance(wire.decode(raw.SerializeToString()).body, wire.Window)
+
+
+def test_extremes_are_not_sent_and_those_of_older_agents_are_passed_over() -> None:
+    values = np.array([[1.7, 0.0, -3.3]])
+    raw = pb.Envelope.FromString(wire.encode(envelope(summarise(values))))
+    [probe] = raw.window.probes
+    assert not len(probe.min)
+    assert not len(probe.max)
+    raw.schema_version = 2
+    probe.min.extend(values[0])
+    probe.max.extend(values[0])
+    got = wire.decode(raw.SerializeToString())
+    assert isinstance(got.body, wire.Window)
+    summary = got.body.probes[0].summary
+    np.testing.assert_allclose(summary.highest_max, [2 ** (13 / 16), 0.0, -(2 ** (27 / 16))])
+    np.testing.assert_allclose(summary.lowest_mean, [2 ** (12 / 16), 0.0, -(2 ** (28 / 16))])
 
 
 def test_deployments_survive_the_round_trip() -> None:
