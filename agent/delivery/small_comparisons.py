@@ -129,4 +129,4 @@ class SmallComparisons:
         return None
 
     def _is_stale(self, since_ms: int, start_ms: int) -> bool:
-        return start_ms - since_ms > self._group.carry_ms
+        return start_ms - since_ms > self._group.carry_seconds * 1000

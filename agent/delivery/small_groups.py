@@ -10,10 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass as settings
 
 from agent import summary
 from agent.delivery.windowing import ClosedWindow, Slot
+from agent.options import SECTION, Option
 from agent.summary import Summary
 from agent.summary.coarse import coarsened
 
@@ -23,16 +27,14 @@ WithheldReason = Literal["stopping", "version_gone", "stale", "width_changed"]
 """A metric label: bounded."""
 
 
-@dataclass(frozen=True, slots=True)
+@settings(frozen=True, slots=True, config=SECTION)
 class MinGroup:
     """From how many requests on a probe is told of, and how long fewer may wait for more."""
 
-    requests: int = 20
-    carry_ms: int = 86_400_000
-
-    def __post_init__(self) -> None:
-        if self.requests < 1 or self.carry_ms < 0:
-            raise ValueError(f"no minimum group: {self.requests} requests, carried for {self.carry_ms} ms")
+    requests: Annotated[int, Option("min_group")] = Field(default=20, ge=1)
+    """Fewest requests that a layer is told of; fewer wait for its next window."""
+    carry_seconds: float = Field(default=86400.0, ge=0)
+    """How long they wait for more at the most."""
 
 
 DEFAULT_GROUP = MinGroup()
@@ -109,7 +111,7 @@ class SmallWindows:
 
     def _unfit(self, before: _Waiting, now: _Waiting) -> WithheldReason | None:
         """Why two summaries of a probe cannot be told of together; None where they can."""
-        if now.slot.start_ms - before.since_ms > self._group.carry_ms:
+        if now.slot.start_ms - before.since_ms > self._group.carry_seconds * 1000:
             return "stale"
         return "width_changed" if before.summary.channels != now.summary.channels else None
 

@@ -68,7 +68,7 @@ def test_baselines_and_versions_do_not_mix() -> None:
 
 
 def test_a_probe_that_changes_is_withheld_and_so_is_what_is_stale() -> None:
-    small = SmallComparisons(MinGroup(20, carry_ms=3000))
+    small = SmallComparisons(MinGroup(20, carry_seconds=3))
     small.pass_on(VERSION, compared(0, 15, {"conv1_relu": 15}))
     none = np.zeros(5, np.int64)
     wide = probe_comparison(n=7, only_served_active=none, only_baseline_active=none)
@@ -88,7 +88,7 @@ parts = st.tuples(
 def test_every_request_leaves_once_in_company_or_is_counted(
     life: list[tuple[int, int, dict[str, int]]], least: int
 ) -> None:
-    small = SmallComparisons(MinGroup(least, 2000))
+    small = SmallComparisons(MinGroup(least, 2))
     came = sum(n + sum(probes.values()) for _, n, probes in life)
     left = 0
     for number, n, probes in life:

@@ -98,7 +98,7 @@ def test_what_is_too_small_in_the_end_is_withheld_by_version() -> None:
 
 
 def test_nothing_waits_for_ever() -> None:
-    small = SmallWindows(MinGroup(20, carry_ms=3000))
+    small = SmallWindows(MinGroup(20, carry_seconds=3))
     small.pass_on(window(0, a=10))
     small.pass_on(window(2, a=2))
     passed = small.pass_on(window(4, a=15))
@@ -117,7 +117,7 @@ def test_a_probe_of_another_width_costs_what_waited_for_it_alone() -> None:
 
 
 def test_a_group_of_none_is_refused() -> None:
-    with pytest.raises(ValueError, match="no minimum group: 0 requests"):
+    with pytest.raises(ValueError, match="greater than or equal to 1"):
         MinGroup(0)
 
 
@@ -125,11 +125,11 @@ sizes = st.dictionaries(st.sampled_from(NAMES), st.integers(1, 40), min_size=1)
 lives = st.lists(st.tuples(st.integers(0, 12), st.sampled_from("12"), sizes), max_size=30)
 
 
-@given(lives, st.integers(1, 50), st.integers(0, 8000))
+@given(lives, st.integers(1, 50), st.integers(0, 8))
 def test_every_request_leaves_once_in_company_or_is_counted(
-    life: list[tuple[int, str, dict[str, int]]], least: int, carry_ms: int
+    life: list[tuple[int, str, dict[str, int]]], least: int, carry_seconds: int
 ) -> None:
-    small = SmallWindows(MinGroup(least, carry_ms))
+    small = SmallWindows(MinGroup(least, carry_seconds))
     came = sum(n for _, _, sized in life for n in sized.values())
     told = withheld = 0
     for number, version, sized in life:
