@@ -143,14 +143,8 @@ class Sender:
             model, version, _ = one.version
             self._metrics.withheld_requests_total.labels(model, one.reason).inc(sum(one.requests.values()))
             most = max(one.requests.values())
-            log.warning(
-                f"{what}.withheld",
-                model=model,
-                version=version,
-                reason=one.reason,
-                probes=len(one.requests),
-                requests=most,
-            )
+            probes = len(one.requests)
+            log.info(f"{what}.withheld", model=model, version=version, reason=one.reason, probes=probes, requests=most)
 
     def _post(self, envelope: wire.Envelope) -> None:
         if not self._outbox.append(envelope.key, lambda seq: wire.encode(replace(envelope, seq=seq))):

@@ -247,7 +247,7 @@ def look(
         stack.enter_context(running("detector", detector, tmp_path / "detector.log", ready=ready))
         ready = lambda: http_ok(f"{agent_url}/v2/models/tabular/ready")  # noqa: E731
         agent = stack.enter_context(running("agent", command, tmp_path / "agent.log", ready=ready))
-        time.sleep(3)  # the folder is looked at once more, and paired replay is told of it
+        time.sleep(1)  # paired replay is told of the model
         client = Client(agent_url, canaries)
         play(client)
         counters = httpx.get(f"{agent_url}/metrics").text
@@ -336,7 +336,7 @@ def values(metrics: str) -> dict[str, float]:
     return {name: float(value) for name, value in rows}
 
 
-@pytest.mark.transport
+@pytest.mark.kafka
 def test_no_value_of_a_request_leaves_the_pod(tmp_path: Path, database_url: str, broker: Broker, topic: str) -> None:
     canaries, counters = look(tmp_path, database_url, broker, topic)
     assert canaries.found == []
