@@ -12,10 +12,11 @@ from dataclasses import replace
 import structlog
 
 from agent import wire
+from agent.delivery.drops import ProbeDrop
 from agent.delivery.outbox import Outbox
 from agent.delivery.small_comparisons import SmallComparisons
 from agent.delivery.small_groups import DEFAULT_GROUP, MinGroup, SmallWindows, Version, Withheld, WithheldReason
-from agent.delivery.windowing import ClosedWindow
+from agent.delivery.windowing import ClosedWindow, Slot
 from agent.instrument import Instrumented
 from agent.metrics import AgentMetrics
 
@@ -34,15 +35,20 @@ class Sender:
         agent_id: str,
         max_message_bytes: int,
         clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+        on_drop: Callable[[ProbeDrop], None] = lambda drop: None,
         *,
         group: MinGroup = DEFAULT_GROUP,
         metrics: AgentMetrics | None = None,
     ) -> None:
-        """``group`` is the least that is told of; ``metrics`` count what waits for more or is withheld."""
+        """``on_drop`` is told of probes whose summary no message takes; it may not raise.
+
+        ``group`` is the least that is told of; ``metrics`` count what waits for more or is withheld.
+        """
         self._outbox = outbox
         self._agent_id = agent_id
         self._max_message_bytes = max_message_bytes
         self._clock_ms = clock_ms
+        self._on_drop = on_drop
         self._metrics = metrics or AgentMetrics()
         self._small_windows = SmallWindows(group)
         self._small_comparisons = SmallComparisons(group)
@@ -55,15 +61,19 @@ class Sender:
     def windows(self, windows: Iterable[ClosedWindow]) -> None:
         """Sends finished windows; a window too large for one message is split by its probes.
 
-        Probes of too few requests wait for their next window.
+        Probes of too few requests wait for their next window. A window is in the outbox, or counted as lost by it, when
+        the next is asked for.
         """
         for closed in windows:
-            slot = closed.slot
-            passed = self._small_windows.pass_on(closed)
-            self._note_carried("window", (slot.model, slot.version, slot.digest), passed.carried)
-            self._note_withheld("window", passed.withheld)
+            passed = self._small_windows.weigh(closed)
             for window in passed.windows:
                 self._window(window)
+            self._small_windows.settle(passed)
+            model, version, _ = passed.version
+            for name, (requests, error) in passed.failed.items():
+                self._on_drop(ProbeDrop(model, version, name, "summary", requests, f"{error} in putting it together"))
+            self._note_carried("window", passed.version, passed.carried)
+            self._note_withheld("window", passed.withheld)
 
     def withhold_windows(self, reason: WithheldReason, which: Callable[[Version], bool]) -> None:
         """Gives up, and counts, what is still too small to be told of, of the versions that ``which`` says."""
@@ -79,30 +89,60 @@ class Sender:
             wire.ProbeWindow(probe, summaries[probe.name]) for probe in closed.probes if probe.name in summaries
         )
         for part in self._parts(items):
-            window = wire.Window(slot.start_ms, slot.end_ms, part)
-            self._post(
-                wire.Envelope(self._agent_id, self._outbox.boot_epoch, 0, slot.model, slot.version, slot.digest, window)
-            )
+            self._post_part(slot, part)
         requests = max((item.summary.n for item in items), default=0)
         log.info("window.closed", model=slot.model, version=slot.version, requests=requests)
+
+    def _post_part(self, slot: Slot, part: tuple[wire.ProbeWindow, ...]) -> None:
+        window = wire.Window(slot.start_ms, slot.end_ms, part)
+        names = (slot.model, slot.version, slot.digest)
+        try:
+            self._post(wire.Envelope(self._agent_id, self._outbox.boot_epoch, 0, *names, window))
+        except Exception as error:  # nothing is in the outbox: one by one, the probe at fault is found
+            for item in part if len(part) > 1 else ():
+                self._post_part(slot, (item,))
+            if len(part) == 1:
+                message = f"{type(error).__name__} in making its message"
+                self._on_drop(
+                    ProbeDrop(slot.model, slot.version, part[0].probe.name, "encode", part[0].summary.n, message)
+                )
 
     def comparison(self, model: str, version: str, digest: str, body: wire.Comparison) -> None:
         """Sends a comparison, in parts where it is too large for one message: its own counts are in the first.
 
         What rests on too few requests waits for the next window; a holdout is no traffic, and never waits.
         """
-        if body.kind != "holdout":
-            passed = self._small_comparisons.pass_on((model, version, digest), body)
-            self._note_carried("comparison", (model, version, digest), passed.carried)
-            self._note_withheld("comparison", passed.withheld)
-            if passed.comparison is None:
-                return
-            body = passed.comparison
+        if body.kind == "holdout":
+            self._comparison(model, version, digest, body)
+            return
+        passed = self._small_comparisons.weigh((model, version, digest), body)
+        if passed.comparison is not None:
+            self._comparison(model, version, digest, passed.comparison)
+        self._small_comparisons.settle(passed)
+        self._note_carried("comparison", (model, version, digest), passed.carried)
+        self._note_withheld("comparison", passed.withheld)
+
+    def _comparison(self, model: str, version: str, digest: str, body: wire.Comparison) -> None:
         parts = list(self._comparison_parts(body.probes)) or [()]
         for number, part in enumerate(parts):
             item = replace(body if number == 0 else wire.probes_only(body), probes=part)
-            self._post(wire.Envelope(self._agent_id, self._outbox.boot_epoch, 0, model, version, digest, item))
+            self._post_comparison((model, version, digest), item)
         log.info("comparison.closed", model=model, version=version, kind=body.kind, requests=body.n)
+
+    def _post_comparison(self, names: tuple[str, str, str], item: wire.Comparison) -> None:
+        try:
+            self._post(wire.Envelope(self._agent_id, self._outbox.boot_epoch, 0, *names, item))
+        except Exception as error:  # as in `_post_part`; the comparison's own counts go in any case
+            if not item.probes:
+                raise
+            if len(item.probes) == 1:
+                message = f"{type(error).__name__} in making its message"
+                probe = item.probes[0]
+                self._on_drop(ProbeDrop(names[0], names[1], probe.probe.name, "encode", probe.n, message))
+                self._post_comparison(names, replace(item, probes=()))
+                return
+            for number, probe in enumerate(item.probes):
+                self._post_comparison(names, replace(item if number == 0 else wire.probes_only(item), probes=(probe,)))
 
     def _comparison_parts(self, items: Iterable[wire.ProbeComparison]) -> Iterator[tuple[wire.ProbeComparison, ...]]:
         """As `_parts`."""

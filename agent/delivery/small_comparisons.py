@@ -20,113 +20,122 @@ WHOLE = ""
 
 _Key = tuple[Version, str, str, str, str, str]
 """Version; kind, baseline, its digest, reference, provider."""
-_Span = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class _Counts:
+    body: Comparison
+    """Without probes."""
+    since_ms: int
+    """Start of the window of the oldest request."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Sums:
+    item: ProbeComparison
+    since_ms: int
+
+
+@dataclass(slots=True)
+class _Waiting:
+    span: tuple[int, int]
+    """The newest window."""
+    counts: _Counts | None = None
+    probes: dict[str, _Sums] = field(default_factory=dict)
+
+    def requests(self) -> dict[str, int]:
+        listed = {name: sums.item.n for name, sums in self.probes.items()}
+        return listed if self.counts is None else {WHOLE: self.counts.body.n, **listed}
 
 
 @dataclass(slots=True)
 class PassedComparison:
-    """What became of a closed comparison."""
+    """What is to become of a closed comparison."""
 
+    key: _Key
+    waiting: _Waiting
+    """What waits from then on."""
     comparison: Comparison | None = None
     """What leaves."""
     carried: dict[str, int] = field(default_factory=dict)
     """Requests of this window that wait for more, by probe."""
     withheld: list[Withheld] = field(default_factory=list)
 
-
-@dataclass(slots=True)
-class _Waiting:
-    span: _Span
-    """The newest window."""
-    counts: Comparison | None = None
-    """Without probes."""
-    counts_since: int = 0
-    probes: dict[str, tuple[ProbeComparison, int]] = field(default_factory=dict)
-    """With the start of the window of the oldest request."""
-
-    def requests(self) -> dict[str, int]:
-        listed = {name: item.n for name, (item, _) in self.probes.items()}
-        return listed if self.counts is None else {WHOLE: self.counts.n, **listed}
+    def withhold(self, reason: WithheldReason, name: str, requests: int) -> None:
+        """Adds to what is withheld."""
+        self.withheld.append(Withheld(self.key[0], reason, {name: requests}))
 
 
 class SmallComparisons:
-    """Comparisons of too few requests. Not thread-safe: it belongs to the thread that compares."""
+    """Comparisons of too few requests. Not thread-safe: it belongs to the thread that compares.
+
+    `weigh` and `settle` are as in `agent.delivery.small_groups.SmallWindows`.
+    """
 
     def __init__(self, group: MinGroup) -> None:
         self._group = group
         self._waiting: dict[_Key, _Waiting] = {}
 
-    def pass_on(self, version: Version, body: Comparison) -> PassedComparison:
-        """What of a comparison, and of what waited for it, rests on enough requests; the rest waits from now on."""
+    def weigh(self, version: Version, body: Comparison) -> PassedComparison:
+        """What of a comparison, and of what waited for it, rests on enough requests."""
         key = (version, body.kind, body.baseline, body.baseline_digest, body.reference, body.provider)
-        before = self._waiting.pop(key, None) or _Waiting((body.start_ms, body.end_ms))
-        span = max(before.span, (body.start_ms, body.end_ms))
-        blank = replace(wire.probes_only(body), probes=(), start_ms=span[0], end_ms=span[1])
-        passed, after = PassedComparison(), _Waiting(span)
-        counts = self._counts(version, body, before, blank, passed, after)
-        probes = [self._probe(version, item, body.start_ms, before, passed, after) for item in body.probes]
-        after.probes |= before.probes  # those without a turn in this window
-        if after.counts is not None or after.probes:
-            self._waiting[key] = after
-        ready = tuple(replace(item, max_abs_error=rounded_up(item.max_abs_error)) for item in probes if item)
-        if counts is not None or ready:
-            passed.comparison = replace(counts or blank, probes=ready)
+        before = self._waiting.get(key) or _Waiting((body.start_ms, body.end_ms))
+        start_ms, end_ms = span = max(before.span, (body.start_ms, body.end_ms))
+        passed = PassedComparison(key, _Waiting(span, probes=dict(before.probes)))
+        own = replace(body, probes=(), start_ms=start_ms, end_ms=end_ms)
+        counts = self._counts(passed, before.counts, _Counts(own, body.start_ms))
+        ready = [self._sums(passed, _Sums(item, body.start_ms)) for item in body.probes]
+        told = tuple(replace(item, max_abs_error=rounded_up(item.max_abs_error)) for item in ready if item is not None)
+        if counts is not None or told:
+            passed.comparison = replace(counts or wire.probes_only(own), probes=told)
         return passed
+
+    def settle(self, passed: PassedComparison) -> None:
+        """What was weighed last has left."""
+        self._waiting.pop(passed.key, None)
+        if passed.waiting.counts is not None or passed.waiting.probes:
+            self._waiting[passed.key] = passed.waiting
 
     def withhold(self, reason: WithheldReason, which: Callable[[Version], bool]) -> list[Withheld]:
         """Forgets what waits of the versions that ``which`` says."""
         gone = [key for key in self._waiting if which(key[0])]
         return [Withheld(key[0], reason, self._waiting.pop(key).requests()) for key in gone]
 
-    def _counts(
-        self,
-        version: Version,
-        body: Comparison,
-        before: _Waiting,
-        blank: Comparison,
-        passed: PassedComparison,
-        after: _Waiting,
-    ) -> Comparison | None:
+    def _counts(self, passed: PassedComparison, before: _Counts | None, now: _Counts) -> Comparison | None:
         """The comparison's own counts, without probes, where they rest on enough requests."""
-        own, since = replace(body, probes=(), start_ms=blank.start_ms, end_ms=blank.end_ms), body.start_ms
-        if before.counts is not None:
-            if self._is_stale(before.counts_since, body.start_ms):
-                passed.withheld.append(Withheld(version, "stale", {WHOLE: before.counts.n}))
-            else:
-                same = replace(before.counts, start_ms=blank.start_ms, end_ms=blank.end_ms)
-                own, since = wire.merge(same, own), min(since, before.counts_since)
-        if own.n >= self._group.requests:
-            return own
-        if own.n:
-            after.counts, after.counts_since = own, since
-            passed.carried |= {WHOLE: body.n} if body.n else {}
+        fresh = now.body.n
+        if before is not None and self._is_stale(before.since_ms, now.since_ms):
+            passed.withhold("stale", WHOLE, before.body.n)
+        elif before is not None:
+            same = replace(before.body, start_ms=now.body.start_ms, end_ms=now.body.end_ms)
+            now = _Counts(wire.merge(same, now.body), min(before.since_ms, now.since_ms))
+        if now.body.n >= self._group.requests:
+            return now.body
+        if now.body.n:
+            passed.waiting.counts = now
+            passed.carried |= {WHOLE: fresh} if fresh else {}
         return None
 
-    def _probe(
-        self,
-        version: Version,
-        item: ProbeComparison,
-        start_ms: int,
-        before: _Waiting,
-        passed: PassedComparison,
-        after: _Waiting,
-    ) -> ProbeComparison | None:
+    def _sums(self, passed: PassedComparison, now: _Sums) -> ProbeComparison | None:
         """One probe's sums, where they rest on enough requests."""
-        name, fresh, since = item.probe.name, item.n, start_ms
-        if name in before.probes:
-            held, held_since = before.probes.pop(name)
-            fits = held.probe == item.probe and len(held.only_served_active) == len(item.only_served_active)
-            if not fits or self._is_stale(held_since, start_ms):
-                reason: WithheldReason = "stale" if fits else "width_changed"
-                passed.withheld.append(Withheld(version, reason, {name: held.n}))
-            else:
-                item, since = wire.merge_probes(held, item), min(since, held_since)
-        if item.n >= self._group.requests:
-            return item
-        if item.n:
-            after.probes[name] = (item, since)
+        name, fresh = now.item.probe.name, now.item.n
+        before = passed.waiting.probes.pop(name, None)
+        if before is not None and not _alike(before.item, now.item):
+            passed.withhold("width_changed", name, before.item.n)
+        elif before is not None and self._is_stale(before.since_ms, now.since_ms):
+            passed.withhold("stale", name, before.item.n)
+        elif before is not None:
+            now = _Sums(wire.merge_probes(before.item, now.item), min(before.since_ms, now.since_ms))
+        if now.item.n >= self._group.requests:
+            return now.item
+        if now.item.n:
+            passed.waiting.probes[name] = now
             passed.carried |= {name: fresh} if fresh else {}
         return None
 
     def _is_stale(self, since_ms: int, start_ms: int) -> bool:
         return start_ms - since_ms > self._group.carry_seconds * 1000
+
+
+def _alike(a: ProbeComparison, b: ProbeComparison) -> bool:
+    return a.probe == b.probe and len(a.only_served_active) == len(b.only_served_active)

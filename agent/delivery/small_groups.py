@@ -49,17 +49,6 @@ class Withheld:
     requests: Mapping[str, int]
 
 
-@dataclass(slots=True)
-class Passed:
-    """What became of a closed window."""
-
-    windows: list[ClosedWindow] = field(default_factory=list)
-    """What leaves, as a rule one window."""
-    carried: dict[str, int] = field(default_factory=dict)
-    """Requests of this window that wait for more, by probe."""
-    withheld: list[Withheld] = field(default_factory=list)
-
-
 @dataclass(frozen=True, slots=True)
 class _Waiting:
     slot: Slot
@@ -69,37 +58,63 @@ class _Waiting:
     summary: Summary
 
 
+@dataclass(slots=True)
+class Passed:
+    """What is to become of a closed window."""
+
+    version: Version
+    windows: list[ClosedWindow] = field(default_factory=list)
+    """What leaves, as a rule one window."""
+    carried: dict[str, int] = field(default_factory=dict)
+    """Requests of this window that wait for more, by probe."""
+    withheld: list[Withheld] = field(default_factory=list)
+    failed: dict[str, tuple[int, str]] = field(default_factory=dict)
+    """Requests by probe that could not be put together, and the type of the error."""
+    waiting: dict[str, _Waiting] = field(default_factory=dict)
+    """What waits of the version from then on, by probe."""
+
+
 class SmallWindows:
-    """Summaries of too few requests, by model version and probe. Not thread-safe: it belongs to the replay thread."""
+    """Summaries of too few requests, by model version and probe. Not thread-safe: it belongs to the replay thread.
+
+    `weigh` changes nothing; once what it says is in the outbox, `settle` makes it so. So a window whose delivery fails
+    can be weighed again, and no request counts twice.
+    """
 
     def __init__(self, group: MinGroup) -> None:
         self._group = group
         self._waiting: dict[Version, dict[str, _Waiting]] = {}
 
-    def pass_on(self, closed: ClosedWindow) -> Passed:
-        """What of a window, and of what waited for it, rests on enough requests; the rest waits from now on."""
+    def weigh(self, closed: ClosedWindow) -> Passed:
+        """What of a window, and of what waited for it, rests on enough requests; never raises for a single probe."""
         slot = closed.slot
-        version = (slot.model, slot.version, slot.digest)
-        waiting = self._waiting.setdefault(version, {})
-        passed, ready = Passed(), dict[Slot, dict[str, Summary]]()
+        passed = Passed((slot.model, slot.version, slot.digest))
+        passed.waiting = dict(self._waiting.get(passed.version, {}))
+        ready: dict[Slot, dict[str, Summary]] = {}
         for name, fresh in closed.summaries.items():
-            now = _Waiting(slot, slot.start_ms, fresh)
-            before = waiting.pop(name, None)
-            if before is not None and (reason := self._unfit(before, now)) is not None:
-                passed.withheld.append(Withheld(version, reason, {name: before.summary.n}))
-            elif before is not None:
-                now = _joined(before, now)
-            if now.summary.n >= self._group.requests:
-                ready.setdefault(now.slot, {})[name] = coarsened(now.summary, self._group.requests)
-            elif now.summary.n:
-                waiting[name] = now
+            before = passed.waiting.pop(name, None)
+            try:
+                now = self._together(passed, name, before, _Waiting(slot, slot.start_ms, fresh))
+                if now.summary.n >= self._group.requests:
+                    ready.setdefault(now.slot, {})[name] = coarsened(now.summary, self._group.requests)
+                    continue
+            except Exception as error:  # it may cost this probe; the type alone, for a text may quote values
+                lost = fresh.n + (before.summary.n if before is not None else 0)
+                passed.failed[name] = (lost, type(error).__name__)
+                continue
+            if now.summary.n:
+                passed.waiting[name] = now
                 passed.carried |= {name: fresh.n} if fresh.n else {}
-        if not waiting:
-            del self._waiting[version]
         passed.windows.extend(
             ClosedWindow(where, closed.probes, ready[where]) for where in sorted(ready, key=lambda one: one.start_ms)
         )
         return passed
+
+    def settle(self, passed: Passed) -> None:
+        """What was weighed last has left."""
+        self._waiting.pop(passed.version, None)
+        if passed.waiting:
+            self._waiting[passed.version] = passed.waiting
 
     def withhold(self, reason: WithheldReason, which: Callable[[Version], bool]) -> list[Withheld]:
         """Forgets what waits of the versions that ``which`` says."""
@@ -109,11 +124,16 @@ class SmallWindows:
             for version in gone
         ]
 
-    def _unfit(self, before: _Waiting, now: _Waiting) -> WithheldReason | None:
-        """Why two summaries of a probe cannot be told of together; None where they can."""
-        if now.slot.start_ms - before.since_ms > self._group.carry_seconds * 1000:
-            return "stale"
-        return "width_changed" if before.summary.channels != now.summary.channels else None
+    def _together(self, passed: Passed, name: str, before: _Waiting | None, now: _Waiting) -> _Waiting:
+        """Both, where they can be told of together; else the newer, and the other is withheld."""
+        if before is None:
+            return now
+        fits = before.summary.channels == now.summary.channels
+        if fits and now.slot.start_ms - before.since_ms <= self._group.carry_seconds * 1000:
+            return _joined(before, now)
+        reason: WithheldReason = "stale" if fits else "width_changed"
+        passed.withheld.append(Withheld(passed.version, reason, {name: before.summary.n}))
+        return now
 
 
 def _joined(before: _Waiting, now: _Waiting) -> _Waiting:

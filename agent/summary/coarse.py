@@ -13,7 +13,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from agent.summary import Summary
+from agent.summary import LARGEST, Summary
 from agent.summary.histogram import DEFAULT_SCALE, Floats, Ints, bucket_bounds, bucket_index, representative
 
 
@@ -43,12 +43,12 @@ def _moments(summary: Summary, least: int) -> tuple[Floats, Floats]:
     thin = (values > 0) & (values < least)
     if not thin.any():
         return summary.mean, summary.m2
-    middle = representative(histogram)
+    middle = np.clip(representative(histogram), -LARGEST, LARGEST)
     finite = np.maximum(summary.finite, 1)
-    mean = _per_channel(histogram.channel, histogram.count * middle, summary.channels) / finite
-    with np.errstate(over="ignore"):  # as in an exact one
-        apart = histogram.count * (middle - mean[histogram.channel]) ** 2
-        m2 = _per_channel(histogram.channel, apart, summary.channels) + histogram.zeros * mean**2
+    total = _per_channel(histogram.channel, histogram.count * middle, summary.channels)
+    mean = np.clip(total / finite, -LARGEST, LARGEST)
+    apart = histogram.count * (middle - mean[histogram.channel]) ** 2
+    m2 = _per_channel(histogram.channel, apart, summary.channels) + histogram.zeros * mean**2
     return np.where(thin, mean, summary.mean), np.where(thin, m2, summary.m2)
 
 

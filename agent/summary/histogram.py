@@ -122,6 +122,12 @@ def ends(histogram: Histogram) -> tuple[Floats, Floats]:
     return np.where(zeros, np.minimum(low, 0.0), low), np.where(zeros, np.maximum(high, 0.0), high)
 
 
+def beyond(histogram: Histogram, magnitude: float) -> NDArray[np.bool_]:
+    """Channels with a bucket that lies wholly above a positive magnitude, on either side of zero."""
+    limit = bucket_index(np.array([magnitude]), histogram.scale)[0]
+    return np.bincount(histogram.channel, histogram.index > limit, histogram.channels) > 0
+
+
 def downscale(histogram: Histogram, scale: int) -> Histogram:
     """The same counts at a coarser scale."""
     if scale > histogram.scale:
@@ -140,6 +146,19 @@ def merge(a: Histogram, b: Histogram) -> Histogram:
     a, b = downscale(a, scale), downscale(b, scale)
     parts = (np.concatenate([getattr(a, name), getattr(b, name)]) for name in ("channel", "sign", "index", "count"))
     return _fit(_collect(scale, a.zeros + b.zeros, *parts))
+
+
+def without(histogram: Histogram, gone: NDArray[np.bool_]) -> Histogram:
+    """The histogram with nothing counted in the channels that are ``gone``, shape (channels,)."""
+    kept = ~gone[histogram.channel]
+    return Histogram(
+        histogram.scale,
+        np.where(gone, 0, histogram.zeros),
+        histogram.channel[kept],
+        histogram.sign[kept],
+        histogram.index[kept],
+        histogram.count[kept],
+    )
 
 
 def _collect(scale: int, zeros: Ints, channel: Ints, sign: Ints, index: Ints, count: Ints) -> Histogram:
