@@ -1,11 +1,17 @@
-"""Logging of agents and detectors: structured events, one per line, without secrets."""
+"""Logging of agents and detectors: structured events, one per line, without secrets.
+
+An agent's log is without request values too: exceptions of libraries may quote them, so their texts are left out.
+"""
 
 from __future__ import annotations
 
 import logging
 import re
 import sys
-from collections.abc import MutableMapping
+import threading
+import traceback
+from collections.abc import Iterator, MutableMapping
+from types import TracebackType
 from typing import Any, Literal, TextIO
 
 import structlog
@@ -43,8 +49,52 @@ def redact(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> Mutab
     return event
 
 
-def configure(format: Format = "json", level: str = "info", stream: TextIO | None = None) -> None:
-    """Sends structlog and the standard library's logging to ``stream`` (stderr) in one format."""
+def without_texts(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """structlog processor that writes a traceback with each exception's type, and its text only where that is safe.
+
+    Safe are the texts of the agent's own exceptions, which name no values, and the operating system's.
+    """
+    found = event.pop("exc_info", None)
+    error = sys.exc_info()[1] if found is True else found[1] if isinstance(found, tuple) else found
+    if isinstance(error, BaseException):
+        event["exception"] = "\n".join(_traced(error))
+    return event
+
+
+def _traced(error: BaseException) -> Iterator[str]:
+    """An exception and those that led to it, the first cause first."""
+    before = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    if before is not None:
+        yield from _traced(before)
+        yield "which led to"
+    yield "Traceback (most recent call last):"
+    yield "".join(traceback.format_tb(error.__traceback__)).rstrip()
+    kind = type(error)
+    yield f"{kind.__module__}.{kind.__qualname__}" + (f": {error}" if _is_safe(error) else " (text left out)")
+    if isinstance(error, BaseExceptionGroup):
+        for member in error.exceptions:
+            yield from _traced(member)
+
+
+def _is_safe(error: BaseException) -> bool:
+    return type(error).__module__.partition(".")[0] == "agent" or isinstance(error, OSError)
+
+
+def _log_uncaught(kind: type[BaseException], error: BaseException | None, trace: TracebackType | None) -> None:
+    """What Python would print with its text goes the way of all events; an interrupt stays Python's."""
+    if error is None or issubclass(kind, KeyboardInterrupt):
+        sys.__excepthook__(kind, error or kind(), trace)
+    elif not issubclass(kind, SystemExit):  # which ends a thread without a word
+        structlog.get_logger().critical("process.uncaught", exc_info=error)
+
+
+def configure(
+    format: Format = "json", level: str = "info", stream: TextIO | None = None, *, exception_texts: bool = True
+) -> None:
+    """Sends structlog and the standard library's logging to ``stream`` (stderr) in one format.
+
+    Without ``exception_texts`` no exception's text is logged that could hold request values, caught or not.
+    """
     shared: list[structlog.types.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
@@ -76,12 +126,15 @@ def configure(format: Format = "json", level: str = "info", stream: TextIO | Non
             foreign_pre_chain=shared,
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-                structlog.processors.format_exc_info,
+                structlog.processors.format_exc_info if exception_texts else without_texts,
                 redact,
                 renderer,
             ],
         )
     )
+    if not exception_texts:
+        sys.excepthook = _log_uncaught
+        threading.excepthook = lambda told: _log_uncaught(told.exc_type, told.exc_value, told.exc_traceback)
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())

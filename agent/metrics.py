@@ -33,6 +33,9 @@ PAIRED_DROP_REASONS = (
     "request_missing",
 )
 """Why a request that was chosen for comparison, or a response, is not compared, without anybody's fault."""
+WITHHELD_REASONS = ("stopping", "version_gone", "stale", "width_changed")
+"""Why requests are never told of: still too few when the agent stops, when their version goes away, for longer than
+--carry-seconds, or when the probe's width changes."""
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
@@ -48,6 +51,17 @@ class AgentMetrics:
         self.dropped_total = self._counter("dropped_total", "Requests lost for want of room or time.", "reason")
         self.rejected_total = self._counter("rejected_total", "Requests with bad content.", "model", "reason")
         self.replayed_total = self._counter("replayed_total", "Requests run through the model.", "model", "version")
+        self.carried_requests_total = self._counter(
+            "carried_requests_total",
+            "Requests told of in a later window, for there were fewer than --min-group; counted once for each probe.",
+            "model",
+        )
+        self.withheld_requests_total = self._counter(
+            "withheld_requests_total",
+            "Requests never told of, for there were fewer than --min-group; counted once for each probe.",
+            "model",
+            "reason",
+        )
         self.replay_seconds = Histogram(
             "reluscope_agent_replay_seconds", "Time of one replayed batch.", buckets=_SECONDS, registry=self.registry
         )
@@ -159,6 +173,9 @@ class AgentMetrics:
         self.requests_total.labels(model)
         self.sampled_total.labels(model)
         self.responses_total.labels(model)
+        self.carried_requests_total.labels(model)
+        for reason in WITHHELD_REASONS:
+            self.withheld_requests_total.labels(model, reason)
 
     def watch_duty(self, recent: Callable[[], float]) -> None:
         """Read duty_cycle from `recent() -> share` at each scrape."""

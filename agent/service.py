@@ -55,7 +55,7 @@ _REFRESH_SECONDS = 2.0
 @options(AgentSettings)
 def command(settings: AgentSettings) -> None:
     """Run the sidecar: sample mirrored requests, replay them, stream activation statistics to Kafka."""
-    configure(settings.log_format)
+    configure(settings.log_format, exception_texts=False)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
@@ -82,7 +82,9 @@ def command(settings: AgentSettings) -> None:
     metrics.watch_outbox(outbox.depth)
 
     drops = ProbeDrops(metrics)
-    sender = Sender(outbox, settings.agent_id, settings.max_message_bytes, on_drop=drops)
+    # Rows are counted, and so many of a group may be one request's.
+    group = replace(settings.group, requests=settings.group.requests * settings.rows_per_request)
+    sender = Sender(outbox, settings.agent_id, settings.max_message_bytes, on_drop=drops, group=group, metrics=metrics)
     window_ms, grace_ms = int(settings.window_seconds * 1000), int(settings.window_grace_seconds * 1000)
     bounds = replace(
         settings.paired, max_batch=capture.max_batch, limits=limits, device=capture.device, nice=capture.nice

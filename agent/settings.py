@@ -11,6 +11,7 @@ from pydantic.dataclasses import dataclass
 
 from agent.budget.settings import BudgetSettings
 from agent.capture.settings import CaptureSettings
+from agent.delivery.small_groups import MinGroup
 from agent.logging import Format
 from agent.options import KIB, MIB, SECTION, Kafka, Option
 from agent.paired.settings import PairedSettings
@@ -45,6 +46,7 @@ class AgentSettings:
     """Length of a window."""
     window_grace_seconds: float = Field(default=1.0, ge=0)
     """How long a window waits for its last requests."""
+    group: MinGroup
     queue_bytes: Annotated[int, Option("queue_mib", unit=MIB)] = Field(default=64 * MIB, ge=1)
     """Memory for requests that wait for replay."""
     queue_items: int = Field(default=4096, ge=1)

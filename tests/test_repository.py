@@ -25,6 +25,7 @@ REQUIRED = (
     "Makefile",
     ".ci/run",
     "agent/wire/reluscope.proto",
+    "docs/privacy.md",
     "docs/sql.md",
     "docs/measurements.md",
     *REQUIREMENTS,

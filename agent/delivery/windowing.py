@@ -106,6 +106,10 @@ class Accumulator:
             if window.rows >= self._buffer_rows:
                 self._summarise(slot, window)
 
+    def holds(self, model: str, version: str, digest: str) -> bool:
+        """Whether a window of that model version is open."""
+        return any((slot.model, slot.version, slot.digest) == (model, version, digest) for slot in self._open)
+
     def close(self, now_ms: int) -> Iterator[ClosedWindow]:
         """The windows that ended more than the grace period ago, oldest first.
 

@@ -33,6 +33,8 @@ from agent.rates.sampling import id_at_head, id_of_response
 
 _EVENT_TYPE = "org.kubeflow.serving.inference."
 """Followed by "request" or "response": https://kserve.github.io/website/docs/model-serving/predictive-inference/logger"""
+_MOST_LISTED = 20
+"""Models in an answer."""
 _OVERHEAD = 512
 """Bytes that a queued request takes besides its body."""
 
@@ -223,8 +225,8 @@ class _Intake:
         if model is None:
             if counted:  # the name is the client's, so it is no label
                 self._metrics.rejected_total.labels("", "unknown_model").inc()
-            wanted = name if version is None else f"{name} version {version}"
-            raise HTTPException(404, f"unknown model {wanted[:200]}")
+            listed = ", ".join(f"{one.name} version {one.version}" for one in self._catalog.models()[:_MOST_LISTED])
+            raise HTTPException(404, f"unknown model or version; there are: {listed or 'none yet'}")
         return model
 
     async def server(self, request: Request) -> Response:
@@ -268,7 +270,7 @@ def _header_length(request: Request) -> int | None:
 def _encoding(request: Request) -> str | None:
     text = request.headers.get("content-encoding", "identity").lower()
     if text not in ("identity", "gzip", "deflate"):
-        raise OipError("bad_encoding", f"Content-Encoding {text[:40]!r} is not supported, only gzip and deflate")
+        raise OipError("bad_encoding", "the Content-Encoding is not supported, only gzip and deflate")
     return None if text == "identity" else text
 
 

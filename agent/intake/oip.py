@@ -1,7 +1,8 @@
 """Open Inference Protocol v2 requests and responses, JSON and the binary tensor extension, to numpy arrays.
 
 Everything in a request is hostile until checked: each size is bounded by `Limits` before memory is spent on it, and
-whatever is wrong becomes an `OipError` whose `reason` is one of a few words and whose message names the tensor.
+whatever is wrong becomes an `OipError` whose `reason` is one of a few words and whose message names the tensor. It goes
+to the log and back to the client, so it gives names that the model declares, shapes and types, and no value.
 Protocol: https://github.com/kserve/open-inference-protocol (v2), Triton's binary tensor data extension.
 """
 
@@ -153,13 +154,13 @@ def decompress(body: bytes, encoding: str | None, max_bytes: int) -> bytes:
     if encoding in (None, "", "identity"):
         return body
     if encoding not in ("gzip", "deflate"):
-        raise OipError("bad_encoding", f"Content-Encoding {encoding!r} is not supported, only gzip and deflate")
+        raise OipError("bad_encoding", "the Content-Encoding is not supported, only gzip and deflate")
     # HTTP's "deflate" is the zlib format, 15 window bits; 16 more select gzip's.
     inflater = zlib.decompressobj(wbits=31 if encoding == "gzip" else 15)
     try:
         data = inflater.decompress(body, max_bytes + 1)
-    except zlib.error as error:
-        raise OipError("bad_encoding", f"the body is no {encoding} stream: {error}") from error
+    except zlib.error:
+        raise OipError("bad_encoding", f"the body is no {encoding} stream") from None
     if len(data) > max_bytes:
         raise OipError("too_large", f"the {encoding} body decompresses to more than {max_bytes} bytes")
     if not inflater.eof or inflater.unused_data:
@@ -213,7 +214,7 @@ def _json_length(body: bytes, header_length: int | None, limits: Limits) -> int:
     if header_length is None:
         return _end_of_json(body, limits)
     if not 0 <= header_length <= len(body):
-        raise OipError("bad_header", f"a JSON part of {header_length} bytes in a body of {len(body)}")
+        raise OipError("bad_header", f"the JSON part is said to be longer than the body, which has {len(body)} bytes")
     return header_length
 
 
@@ -242,7 +243,7 @@ def _load_json(body: bytes, length: int, limits: Limits) -> dict[str, Any]:
     try:
         request = orjson.loads(memoryview(body)[:length])  # refuses nesting deeper than 1024 itself
     except orjson.JSONDecodeError as error:
-        raise OipError("bad_json", f"not valid JSON: {error}") from error
+        raise OipError("bad_json", f"not valid JSON at line {error.lineno}, column {error.colno}") from None
     if not isinstance(request, dict):
         raise OipError("bad_request", "the JSON is no object")
     return request
@@ -297,7 +298,7 @@ def _spec_of(entry: Any, specs: dict[str, TensorSpec], role: Literal["input", "o
     spec = specs.get(entry["name"])
     if spec is None:
         reason: Reason = "unknown_input" if role == "input" else "unknown_output"
-        raise OipError(reason, f"the model has no {role} {entry['name'][:80]!r}; it has {sorted(specs)}")
+        raise OipError(reason, f"an {role} has a name that the model has not; it has {sorted(specs)}")
     return spec
 
 

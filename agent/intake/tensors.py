@@ -19,6 +19,9 @@ Reason = Literal[
 ]  # fmt: skip
 """A metric label: bounded."""
 
+_LARGEST_EXTENT = 1 << 24
+_MOST_EXTENTS = 8
+
 
 class OipError(ValueError):
     """A request that cannot be replayed, and why."""
@@ -45,9 +48,8 @@ def dtype_of(spec: TensorSpec, datatype: Any) -> np.dtype[Any]:
     if datatype == "BYTES" or spec.datatype == "BYTES":
         raise OipError("bytes_tensor", f"{spec.role} {spec.name!r} has datatype BYTES, which cannot be replayed")
     if datatype != spec.datatype:
-        raise OipError(
-            "datatype", f"{spec.role} {spec.name!r} has datatype {_short(datatype)}, the model {spec.datatype}"
-        )
+        known = datatype if isinstance(datatype, str) and datatype in (*NUMPY, "BF16") else "none that is known"
+        raise OipError("datatype", f"{spec.role} {spec.name!r} has datatype {known}, the model {spec.datatype}")
     if datatype not in NUMPY:
         raise OipError("datatype", f"{spec.role} {spec.name!r}: datatype {datatype} is not supported")
     return NUMPY[datatype]
@@ -61,7 +63,7 @@ def shape_of(spec: TensorSpec, shape: Any) -> tuple[int, ...]:
         size > 0 and wanted in (-1, size) for size, wanted in zip(shape, spec.shape, strict=True)
     )
     if not fits:
-        raise OipError("shape", f"{spec.role} {spec.name!r} has shape {_short(shape)}, the model {list(spec.shape)}")
+        raise OipError("shape", f"{spec.role} {spec.name!r} has shape {_shown(shape)}, the model {list(spec.shape)}")
     return tuple(shape)
 
 
@@ -86,7 +88,9 @@ def from_binary(spec: TensorSpec, data: bytes, size: int, dtype: np.dtype[Any], 
     """Row-major little-endian elements; `size` is what the request announced, `data` what its body holds of it."""
     wanted = math.prod(shape) * dtype.itemsize
     if size != wanted:
-        raise OipError("binary_size", f"{spec.role} {spec.name!r}: {size} bytes announced, its shape takes {wanted}")
+        raise OipError(
+            "binary_size", f"{spec.role} {spec.name!r}: its shape takes {wanted} bytes, and others are announced"
+        )
     if len(data) != size:
         raise OipError(
             "binary_size", f"{spec.role} {spec.name!r}: {size} bytes announced, {len(data)} left in the body"
@@ -112,8 +116,9 @@ def from_json(spec: TensorSpec, data: Any, dtype: np.dtype[Any], shape: tuple[in
     try:
         with np.errstate(over="ignore"):  # beyond FP16 or FP32 is infinite, as it is for the server
             return np.array(values, dtype).reshape(shape)
-    except (OverflowError, ValueError) as error:
-        raise OipError("data", f"{spec.role} {spec.name!r}: data beyond {spec.datatype}: {error}") from error
+    except (OverflowError, ValueError):
+        # Without numpy's words, also as a cause: they quote the number.
+        raise OipError("data", f"{spec.role} {spec.name!r}: data beyond {spec.datatype}") from None
 
 
 def _flatten(spec: TensorSpec, data: Any, shape: tuple[int, ...]) -> list[Any]:
@@ -136,7 +141,7 @@ def _flatten(spec: TensorSpec, data: Any, shape: tuple[int, ...]) -> list[Any]:
     return values
 
 
-def _short(value: Any) -> str:
-    """A client's value for a message: never long."""
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
+def _shown(shape: list[int]) -> str:
+    """A client's shape for a message: never long, and without numbers that no extent can be."""
+    extents = [str(size) if abs(size) <= _LARGEST_EXTENT else "..." for size in shape[:_MOST_EXTENTS]]
+    return f"[{', '.join(extents + ['...'] * (len(shape) > _MOST_EXTENTS))}]"

@@ -76,7 +76,7 @@ def check_classes(path: Path, labels: NDArray[np.int64], classes: int) -> None:
         raise HoldoutError(f"{path}: the model has no class output (a float output of rank 2 with two columns or more)")
     wrong = labels[(labels < 0) | (labels >= classes)]
     if len(wrong):
-        raise HoldoutError(f"{path}: label {wrong[0]}, but the model has classes 0 to {classes - 1}")
+        raise HoldoutError(f"{path}: {len(wrong)} labels are no class: the model has classes 0 to {classes - 1}")
 
 
 def unpacked_size(path: Path) -> int:
@@ -107,7 +107,7 @@ def _labels(path: Path, arrays: dict[str, NDArray[Any]]) -> NDArray[np.int64]:
     if labels.ndim != 1 or len(labels) == 0:
         raise HoldoutError(f"{path}: {LABELS!r} has shape {list(labels.shape)}, not (n,) with n at least 1")
     if labels.dtype == np.uint64 and int(labels.max()) > np.iinfo(np.int64).max:
-        raise HoldoutError(f"{path}: label {labels.max()} is beyond 63 bits")
+        raise HoldoutError(f"{path}: a label is beyond 63 bits")
     return labels.astype(np.int64)
 
 

@@ -14,6 +14,7 @@ from agent import wire
 from agent.budget.duty import Duty, DutyLimits
 from agent.budget.shares import ModelKey
 from agent.delivery.sender import Sender
+from agent.delivery.small_groups import Version
 from agent.intake.oip import OipError, parse_response
 from agent.metrics import AgentMetrics
 from agent.paired.axes import place, request_axes
@@ -104,10 +105,10 @@ class Paired:
             task = self.intake.take(_POLL_SECONDS)
             if task is not None:
                 self._account(task)
-            self._unload_gone()
-            self._send(self._windows.close(self._clock_ms()))
+            self._close_windows()
         self.intake.close()
         self._send(self._windows.drain())
+        self._sender.withhold_comparisons("stopping", lambda version: True)
 
     def _account(self, task: Task) -> None:
         """Compares, and pays for the time that it takes."""
@@ -124,8 +125,18 @@ class Paired:
         until = time.monotonic() + seconds
         while (left := until - time.monotonic()) > 0 and not stop.wait(min(left, _REST_SECONDS)):
             self.intake.expire()
-            self._unload_gone()
-            self._send(self._windows.close(self._clock_ms()))
+            self._close_windows()
+
+    def _close_windows(self) -> None:
+        self._unload_gone()
+        self._send(self._windows.close(self._clock_ms()))
+        self._sender.withhold_comparisons("version_gone", self._is_gone)
+
+    def _is_gone(self, version: Version) -> bool:
+        """Whether nothing of a model version can be compared any more, and none waits in an open window."""
+        target = self._targets.get(version[:2])
+        serves = target is not None and target.served.digest == version[2]
+        return not serves and not self._windows.holds(*version)
 
     def _has_baseline(self, served: Served) -> bool:
         target = self._targets.get(served.entry.key)
@@ -199,7 +210,7 @@ class Paired:
             limits=self._settings.limits,
         )
         if parsed.version is not None and parsed.version != task.served.entry.version:
-            raise PairedError("other_version", f"the response is version {parsed.version[:40]!r}'s")
+            raise PairedError("other_version", "the response is another version's")
         axes, fixed = request_axes(task.served.instrumented), task.served.engine.batch_size is not None
         rows = task.drawn.rows
         for name, value in parsed.outputs.items():

@@ -61,6 +61,10 @@ class ComparisonWindows:
         kept = {item.probe.name for item in fitting}
         return tuple(item.probe.name for item in comparison.probes if item.probe.name not in kept)
 
+    def holds(self, model: str, version: str, digest: str) -> bool:
+        """Whether a window of that model version is open."""
+        return any(key[0] == ServedVersion(model, version, digest) for key in self._open)
+
     def close(self, now_ms: int) -> Iterator[tuple[ServedVersion, wire.Comparison]]:
         """The windows that ended more than the grace period ago, oldest first.
 

@@ -4,6 +4,10 @@ onnxruntime raises one exception class per status code, with no base class below
 of memory: out of GPU memory comes as FAIL or RUNTIME_EXCEPTION, the same as a request of the wrong shape. What tells
 them apart is the text: of the BFC arena where `gpu_mem_limit` is reached, of the CUDA runtime, cuDNN, cuBLAS or
 TensorRT where the device itself has no room.
+
+The text of a failed run may quote the request ("indices element out of data bounds, idx=12345"), and goes to the log.
+So only those parts of it are kept that cannot: the status, the operator, the node's name, shapes, types, amounts of
+memory and the device's own codes.
 """
 
 from __future__ import annotations
@@ -16,6 +20,26 @@ _NO_MEMORY = re.compile(
     re.IGNORECASE,
 )
 _DEVICE = re.compile(r"CUDA (?:failure|error|driver)|CUDNN|CUBLAS|CUFFT|CURAND|cudaError|TensorRT|NVRTC", re.IGNORECASE)
+
+_STATUS = re.compile(r"^\[ONNXRuntimeError\] : \d+ : (\w+)")
+_NODE = re.compile(r"while running (\w+) node\. Name:'([^']{0,200})'")
+_SAFE = re.compile(
+    r"Got invalid dimensions for input: \S{1,200} for the following indices(?:\s+index: \d+ Got: \d+ Expected: \d+)*"
+    r"|Invalid rank for input: \S{1,200} Got: \d+ Expected: \d+"
+    r"|Unexpected input data type\. Actual: \([\w()]+\) , expected: \([\w()]+\)"
+    r"|Required inputs \(\[[^\]]{0,200}\]\) are missing"
+    r"|(?:Left|Right|Input )[Ss]hape: ?\{[\d,]*\}"
+    r"|Attempting to broadcast an axis by a dimension other than 1\. \d+ by \d+"
+    r"|dimension mismatch"
+    r"|Input channels C is not equal to kernel channels \* group\. C: \d+ kernel channels: \d+ group: \d+"
+    r"|Failed to allocate memory(?: for requested buffer of size \d+)?"
+    r"|Available memory of \d+ is smaller than requested bytes of \d+"
+    r"|out[ _]?of[ _]?memory|bad[ _]alloc\w*"
+    r"|(?:CUDA|CUDNN|CUBLAS|CUFFT|CURAND) (?:failure|error) \d+(?:: [a-z -]{1,80})?"
+    r"|(?:CUDA|CUDNN|CUBLAS)_[A-Z_]+|cudaError\w+|TensorRT EP [a-z -]{1,80}",
+    re.IGNORECASE,
+)
+"""Parts of messages that say nothing of a tensor's content; intake has checked the names of inputs."""
 
 
 class ReplayError(RuntimeError):
@@ -35,15 +59,41 @@ class NoMemory(OutOfMemory):
 
 
 def replay_error(what: str, error: Exception) -> ReplayError:
-    """The ReplayError, DeviceError or OutOfMemory that an exception from onnxruntime means.
+    """The ReplayError, DeviceError or OutOfMemory that an exception from onnxruntime means; not for runs of requests.
 
-    >>> type(replay_error("cannot run the batch", RuntimeError("CUDA failure 2: out of memory"))).__name__
+    >>> type(replay_error("cannot load the model", RuntimeError("CUDA failure 2: out of memory"))).__name__
     'OutOfMemory'
     """
     text = str(error) or type(error).__name__
-    kind: type[ReplayError] = ReplayError
+    return _kind(error, text)(f"onnxruntime {what}: {text}")
+
+
+def run_error(error: Exception) -> ReplayError:
+    """The same where a batch cannot be run. It tells nothing of the requests, so raise it ``from None``.
+
+    >>> type(run_error(RuntimeError("CUDA failure 2: out of memory"))).__name__
+    'OutOfMemory'
+    """
+    text = str(error)
+    return _kind(error, text)(f"onnxruntime cannot run the batch: {without_values(error, text)}")
+
+
+def without_values(error: Exception, text: str) -> str:
+    """What may be told of an exception of this text from a run.
+
+    >>> text = "[ONNXRuntimeError] : 2 : INVALID_ARGUMENT : Non-zero status code returned while running Gather node. "
+    >>> without_values(ValueError(), text + "Name:'emb' Status Message: out of data bounds, idx=12345")
+    "INVALID_ARGUMENT in Gather node 'emb'"
+    """
+    status, node = _STATUS.match(text), _NODE.search(text)
+    parts = [status[1] if status else type(error).__name__]
+    if node:
+        parts.append(f"in {node[1]} node '{node[2]}'")
+    details = list(dict.fromkeys(" ".join(found[0].split()) for found in _SAFE.finditer(text)))
+    return " ".join(parts) + "".join(f"; {detail}" for detail in details)
+
+
+def _kind(error: Exception, text: str) -> type[ReplayError]:
     if isinstance(error, MemoryError) or _NO_MEMORY.search(text):
-        kind = OutOfMemory
-    elif _DEVICE.search(text):
-        kind = DeviceError
-    return kind(f"onnxruntime {what}: {text}")
+        return OutOfMemory
+    return DeviceError if _DEVICE.search(text) else ReplayError

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from agent.instrument.whole import Exposed
 from agent.replay import batching
-from agent.replay.errors import replay_error
+from agent.replay.errors import run_error
 from agent.replay.providers import Device
 from agent.replay.session import Port, open_session, port_of, quiet
 
@@ -39,5 +39,5 @@ class FullSession:
         try:
             values = dict(zip(self._fetched, self._session.run(self._fetched, inputs, quiet()), strict=True))
         except Exception as error:  # onnxruntime's errors share no base class below Exception
-            raise replay_error("cannot run the batch", error) from error
+            raise run_error(error) from None
         return {tensor: values[output] for tensor, output in self._outputs.items()}

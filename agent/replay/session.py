@@ -17,7 +17,7 @@ from agent.instrument import Instrumented, SessionModel
 from agent.instrument.pooled import Pooled
 from agent.replay import batching
 from agent.replay.batching import Tensors
-from agent.replay.errors import DeviceError, replay_error
+from agent.replay.errors import DeviceError, replay_error, run_error
 from agent.replay.leases import SessionLeases
 from agent.replay.providers import CPU, Device, Provider, load_libraries, resolve, session_options, with_options
 
@@ -114,7 +114,7 @@ class Replayer:
         try:
             fetched = self._unbound(inputs) if self.provider == CPU else self._bound(inputs, shrink)
         except Exception as error:  # onnxruntime's errors share no base class below Exception
-            raise replay_error("cannot run the batch", error) from error
+            raise run_error(error) from None
         values = inputs | dict(zip(self._fetched, fetched, strict=True))
         read = {name: outputs.read(values, requests) for name, outputs in self._pooled.items()}
         reasons = {name: self._pooled[name].misfit(values, requests) for name, pooled in read.items() if pooled is None}

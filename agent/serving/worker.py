@@ -15,6 +15,7 @@ from agent.budget.duty import Duty, DutyLimits
 from agent.budget.shares import FairShares, ModelKey
 from agent.capture.engine import EngineClosed
 from agent.delivery.sender import Sender
+from agent.delivery.small_groups import Version
 from agent.delivery.windowing import Accumulator
 from agent.instrument.pooled import Pooled
 from agent.intake.oip import Limits, OipError, parse_request
@@ -94,6 +95,7 @@ class Worker:
             if rest > 0:
                 stop.wait(min(rest, _POLL_SECONDS))
         self._sender.windows(self._accumulator.drain())
+        self._sender.withhold_windows("stopping", lambda version: True)
 
     def turn(self, timeout: float) -> float:
         """Replays one version's turn, if it may now and some come within ``timeout`` seconds.
@@ -141,6 +143,13 @@ class Worker:
 
     def _close_windows(self) -> None:
         self._sender.windows(self._accumulator.close(self._clock_ms()))
+        self._sender.withhold_windows("version_gone", self._is_gone)
+
+    def _is_gone(self, version: Version) -> bool:
+        """Whether no request of a model version can come any more, and none waits in an open window."""
+        served = self._models.served(*version[:2])
+        serves = served is not None and served.digest == version[2]
+        return not serves and not self._accumulator.holds(*version)
 
     def _replay(self, key: ModelKey, items: list[Captured]) -> None:
         served = self._models.served(*key)

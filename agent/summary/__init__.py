@@ -4,6 +4,9 @@ The statistical unit is the request: each request contributes one pooled mean, o
 fraction per channel, and a summary says how those are distributed over requests. Counts and histograms merge exactly;
 ``mean`` and ``m2`` merge by Chan, Golub and LeVeque (1979) in float64 and agree with a single pass to rounding.
 
+An extreme is one request's value, so no summary has any: what is known of the smallest and the largest value is the
+bucket of the histogram that it lies in.
+
 A value whose magnitude is above `LARGEST` counts as infinite. So no sum of squares leaves the range of a double, over
 however many requests, windows and agents summaries are merged.
 """
@@ -44,10 +47,6 @@ class Summary:
     """Mean of the pooled mean; 0 where there is no finite request."""
     m2: Floats
     """Sum of squared deviations of the pooled mean from ``mean``."""
-    min: Floats
-    """Smallest pooled mean; +inf where there is no finite request."""
-    max: Floats
-    """Largest pooled maximum; -inf where there is no finite request."""
     mean_histogram: Histogram
     max_histogram: Histogram
 
@@ -60,6 +59,16 @@ class Summary:
         """Requests with finite pooled values, per channel."""
         return self.n - self.nonfinite
 
+    @property
+    def lowest_mean(self) -> Floats:
+        """The smallest pooled mean, down to the end of its bucket; +inf where there is no finite request."""
+        return _histogram.ends(self.mean_histogram)[0]
+
+    @property
+    def highest_max(self) -> Floats:
+        """The largest pooled maximum, up to the end of its bucket; -inf where there is no finite request."""
+        return _histogram.ends(self.max_histogram)[1]
+
 
 def empty(channels: int, scale: int = _histogram.DEFAULT_SCALE) -> Summary:
     """The neutral element of `merge`."""
@@ -71,8 +80,6 @@ def empty(channels: int, scale: int = _histogram.DEFAULT_SCALE) -> Summary:
         fraction_sq_sum=np.zeros(channels),
         mean=np.zeros(channels),
         m2=np.zeros(channels),
-        min=np.full(channels, np.inf),
-        max=np.full(channels, -np.inf),
         mean_histogram=_histogram.empty(channels, scale),
         max_histogram=_histogram.empty(channels, scale),
     )
@@ -105,8 +112,6 @@ def from_pooled(
         fraction_sq_sum=(fractions**2).sum(axis=0),
         mean=average,
         m2=(np.where(ok, kept - average, 0.0) ** 2).sum(axis=0),
-        min=np.where(ok, means, np.inf).min(axis=0, initial=np.inf),
-        max=np.where(ok, maxima, -np.inf).max(axis=0, initial=-np.inf),
         mean_histogram=_histogram.from_values(np.where(ok, means, np.nan), scale),
         max_histogram=_histogram.from_values(np.where(ok, maxima, np.nan), scale),
     )
@@ -127,8 +132,6 @@ def merge(a: Summary, b: Summary) -> Summary:
         fraction_sq_sum=a.fraction_sq_sum + b.fraction_sq_sum,
         mean=(na * a.mean + nb * b.mean) / total,
         m2=a.m2 + b.m2 + delta**2 * (na * (nb / total)),
-        min=np.minimum(a.min, b.min),
-        max=np.maximum(a.max, b.max),
         mean_histogram=_histogram.merge(a.mean_histogram, b.mean_histogram),
         max_histogram=_histogram.merge(a.max_histogram, b.max_histogram),
     )
@@ -141,8 +144,8 @@ def usable(summary: Summary) -> Summary:
     """
     bad = ~(np.abs(summary.mean) <= LARGEST) | ~(summary.m2 <= summary.finite * (2 * LARGEST) ** 2)
     bad |= ~np.isfinite(summary.fraction_sum) | ~np.isfinite(summary.fraction_sq_sum)
-    for extreme in (summary.min, summary.max):
-        bad |= np.isnan(extreme) | (np.isfinite(extreme) & (np.abs(extreme) > LARGEST))
+    for histogram in (summary.mean_histogram, summary.max_histogram):
+        bad |= _histogram.beyond(histogram, LARGEST)
     if not bad.any():
         return summary
     zeroed = ("active", "fraction_sum", "fraction_sq_sum", "mean", "m2")
@@ -150,8 +153,6 @@ def usable(summary: Summary) -> Summary:
     return replace(
         summary,
         nonfinite=np.where(bad, summary.n, summary.nonfinite),
-        min=np.where(bad, np.inf, summary.min),
-        max=np.where(bad, -np.inf, summary.max),
         mean_histogram=_histogram.without(summary.mean_histogram, bad),
         max_histogram=_histogram.without(summary.max_histogram, bad),
         **zeros,

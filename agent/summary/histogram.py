@@ -104,6 +104,30 @@ def representative(histogram: Histogram) -> Floats:
     return np.asarray(histogram.sign * np.sqrt(lower) * np.sqrt(upper), np.float64)
 
 
+def ends(histogram: Histogram) -> tuple[Floats, Floats]:
+    """Per channel, the outer ends of the lowest and of the highest bucket, shape (channels,).
+
+    All values lie between them. (+inf, -inf) where a channel has no value.
+    """
+    channels, most = histogram.channels, np.finfo(np.float64).max
+    places = np.searchsorted(histogram.channel, np.arange(channels + 1))
+    some = places[1:] > places[:-1]
+    low, high = np.full(channels, np.inf), np.full(channels, -np.inf)
+    with np.errstate(over="ignore"):  # the last bucket of all ends beyond the largest double
+        lower, upper = (np.minimum(bound, most) for bound in bucket_bounds(histogram.index, histogram.scale))
+    first, last = places[:-1][some], places[1:][some] - 1
+    low[some] = np.where(histogram.sign[first] > 0, lower[first], -upper[first])
+    high[some] = np.where(histogram.sign[last] > 0, upper[last], -lower[last])
+    zeros = histogram.zeros > 0
+    return np.where(zeros, np.minimum(low, 0.0), low), np.where(zeros, np.maximum(high, 0.0), high)
+
+
+def beyond(histogram: Histogram, magnitude: float) -> NDArray[np.bool_]:
+    """Channels with a bucket that lies wholly above a positive magnitude, on either side of zero."""
+    limit = bucket_index(np.array([magnitude]), histogram.scale)[0]
+    return np.bincount(histogram.channel, histogram.index > limit, histogram.channels) > 0
+
+
 def downscale(histogram: Histogram, scale: int) -> Histogram:
     """The same counts at a coarser scale."""
     if scale > histogram.scale:

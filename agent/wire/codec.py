@@ -19,11 +19,11 @@ from agent.wire.comparison_codec import comparison_in, comparison_out
 from agent.wire.fields import MAX_CHANNELS, MAX_COUNT, WireError, extend, integers, probe_in, probe_out
 from agent.wire.messages import Comparison, Deployment, Envelope, NotProbed, ProbeWindow, Window
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 _EXPONENTS = 1100  # above the magnitude of any double's exponent
 _COUNTS = ("active", "nonfinite")
-_VALUES = ("fraction_sum", "fraction_sq_sum", "mean", "m2", "min", "max")
+_VALUES = ("fraction_sum", "fraction_sq_sum", "mean", "m2")
 
 
 def encode(envelope: Envelope) -> bytes:

@@ -221,7 +221,9 @@ Global___Probe: _TypeAlias = Probe  # noqa: Y015
 
 @_typing.final
 class Window(_message.Message):
-    """Summaries of the requests that arrived in [start, end). A wide window is split over several messages by probe."""
+    """Summaries of the requests that arrived in [start, end), and, per probe, of those that arrived before and were too few
+    to be told of by themselves. A wide window is split over several messages by probe.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -249,7 +251,9 @@ Global___Window: _TypeAlias = Window  # noqa: Y015
 
 @_typing.final
 class ProbeSummary(_message.Message):
-    """All repeated numeric fields have one entry per channel."""
+    """All repeated numeric fields have one entry per channel. An agent sends no summary of fewer requests than its
+    --min-group, and moments that rest on fewer only to within a bucket of the histograms.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -293,12 +297,12 @@ class ProbeSummary(_message.Message):
 
     @_builtins.property
     def min(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
-        """smallest pooled mean; +inf where no finite request"""
+        """Until schema_version 2: the smallest pooled mean and the largest pooled maximum, which are single requests' values.
+        Nobody writes them any more, and nobody reads them: the histograms tell both to within a bucket.
+        """
 
     @_builtins.property
-    def max(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
-        """largest pooled maximum; -inf where no finite request"""
-
+    def max(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]: ...
     @_builtins.property
     def mean_histogram(self) -> Global___Histogram: ...
     @_builtins.property
@@ -515,6 +519,7 @@ class ProbeComparison(_message.Message):
     cross: _builtins.float
     """sum of products"""
     max_abs_error: _builtins.float
+    """since schema_version 3 up to the end of its bucket, as in a histogram of scale 4"""
     mismatched: _builtins.int
     """requests with an element beyond tolerance"""
     nonfinite: _builtins.int

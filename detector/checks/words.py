@@ -69,8 +69,9 @@ def of_explosion(
     growth, beyond = float(explosion.growth[channel]), int(explosion.exceeding[channel])
     lost, n = int(explosion.nonfinite[channel]), int(explosion.n[channel])
     text = f"channel {channel} of {layer}: "
-    if np.isfinite(current.max[channel]) and np.isfinite(reference.max[channel]):
-        text += f"maximum {current.max[channel]:.4g}, reference {reference.max[channel]:.4g}; "
+    now, before = float(current.highest_max[channel]), float(reference.highest_max[channel])
+    if np.isfinite(now) and np.isfinite(before):
+        text += f"maximum {now:.4g}, reference {before:.4g}; "
     if explosion.tail_exceeding[channel] > beyond:
         grown = float(explosion.tail_growth[channel])
         beyond = int(explosion.tail_exceeding[channel])

@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from datetime import datetime
 
-import numpy as np
-
 from agent.summary import Summary
 from agent.wire import Comparison, Deployment, Envelope, Probe, ProbeComparison, Window
 
@@ -101,11 +99,6 @@ def _summary(summary: Summary) -> str | None:
         return f"{summary.n} requests in one window"
     finite = summary.finite
     bound = finite * (1 + 1e-6)
-    some = finite > 0
-    if not (np.isfinite(summary.min[some]).all() and np.isfinite(summary.max[some]).all()):
-        return "min or max is not finite where there are finite requests"
-    if np.isnan(summary.min).any() or np.isnan(summary.max).any():
-        return "min or max is not a number"
     if (summary.m2 < 0).any():
         return "m2 is negative"
     for name in ("fraction_sum", "fraction_sq_sum"):

@@ -203,8 +203,8 @@ def mean(summary: Summary | None) -> float | None:
 
 
 def largest(summary: Summary | None) -> float | None:
-    """The largest pooled maximum of any channel, None without a finite request."""
-    if summary is None or not summary.channels or not np.isfinite(value := float(summary.max.max())):
+    """The largest pooled maximum of any channel, up to its bucket's end; None without a finite request."""
+    if summary is None or not summary.channels or not np.isfinite(value := float(summary.highest_max.max())):
         return None
     return value
 

@@ -61,7 +61,8 @@ def explosion(
         raise ValueError(f"cannot compare {current.channels} channels with a reference of {reference.channels}")
     if not factor > 1:
         raise ValueError(f"explosion factor must be above 1: {factor}")
-    largest = np.where(np.isfinite(reference.max), np.maximum(np.abs(reference.max), 0), 0.0)
+    before_max, now_max = reference.highest_max, current.highest_max
+    largest = np.where(np.isfinite(before_max), np.abs(before_max), 0.0)
     baseline = np.maximum(largest, FLOOR_SHARE * largest.max(initial=0.0))
     exceeding = _above(current, factor * baseline)
     known = baseline > 0
@@ -80,7 +81,7 @@ def explosion(
         current.nonfinite * share, now * share, reference.nonfinite * share, before * share, reference_risk
     )
     return Explosion(
-        growth=np.where(known, np.maximum(current.max, 0) / np.where(known, baseline, 1), 0.0),
+        growth=np.where(known, np.maximum(now_max, 0) / np.where(known, baseline, 1), 0.0),
         tail_growth=_tail_growth(current, old_tail, tail_exceeding > 0),
         exceeding=exceeding,
         tail_exceeding=tail_exceeding,
@@ -102,7 +103,7 @@ def _tail_growth(current: Summary, old_tail: Floats, wanted: NDArray[np.bool_]) 
 def _above(summary: Summary, bound: Floats) -> Ints:
     """Maxima per channel in buckets that lie wholly above ``bound``; 0 where the bound is."""
     # As a rule no channel's largest value is above it, and there is nothing to count.
-    if not ((summary.max > bound) & (bound > 0)).any():
+    if not ((summary.highest_max > bound) & (bound > 0)).any():
         return np.zeros(summary.channels, np.int64)
     histogram = summary.max_histogram
     limit = bucket_index(np.maximum(bound, np.finfo(np.float64).tiny), histogram.scale)

@@ -14,7 +14,7 @@ from agent.wire import Comparison, Envelope, Probe, Window
 from detector.domain.types import RefusedProbe
 from detector.statistics.fleet import of_summary
 from detector.store.probes import ProbeKey, probe_ids
-from detector.store.rows import SUMMARY_COLUMNS, summary_from_row, summary_to_row
+from detector.store.rows import EXTREMES, SUMMARY_COLUMNS, summary_from_row, summary_to_row
 from detector.store.tables import agent_windows, windows
 
 Versioned = tuple[int, Envelope]
@@ -89,7 +89,7 @@ def _write(connection: Connection, merged: dict[WindowKey, Summary], versions: d
     upsert = insert(windows)
     upsert = upsert.on_conflict_do_update(
         index_elements=["probe_id", "window_start", "window_end"],
-        set_={name: upsert.excluded[name] for name in SUMMARY_COLUMNS},
+        set_={name: upsert.excluded[name] for name in (*SUMMARY_COLUMNS, *EXTREMES)},
     )
     rows = [
         {

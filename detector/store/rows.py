@@ -14,8 +14,10 @@ from detector.store.errors import StoreError
 
 SKETCH_VERSION = 1
 COUNTS = ("active", "nonfinite")
-VALUES = ("fraction_sum", "fraction_sq_sum", "mean", "m2", "min", "max")
+VALUES = ("fraction_sum", "fraction_sq_sum", "mean", "m2")
 SUMMARY_COLUMNS = ("n", *COUNTS, *VALUES, "sketch", "sketch_version")
+EXTREMES = {"min": "lowest_mean", "max": "highest_max"}
+"""Columns for SQL alone: what the histograms say of the extremes."""
 _NOT_FINITE = {"Infinity": math.inf, "-Infinity": -math.inf, "NaN": math.nan}
 
 
@@ -25,6 +27,7 @@ def summary_to_row(summary: Summary) -> dict[str, Any]:
     return {
         "n": int(summary.n),
         **arrays,
+        **{column: getattr(summary, name).tolist() for column, name in EXTREMES.items()},
         "sketch": encode_histograms(summary),
         "sketch_version": SKETCH_VERSION,
     }

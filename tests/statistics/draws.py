@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from scipy.stats import binom
 
 from agent.summary import Histogram, Summary, empty
-from agent.summary.histogram import bucket_bounds
 from tests.statistics.laws import Law, cells
 
 Ints = NDArray[np.int64]
@@ -65,16 +64,12 @@ def summary(law: Law, counted: Ints) -> Summary:
     )
     n = int(counted[0].sum())
     active = n - histogram.zeros
-    largest = np.where(active > 0, (counted[:, 1:] > 0).shape[1] - (counted[:, :0:-1] > 0).argmax(axis=1) - 1, 0)
-    _, upper = bucket_bounds(largest + law.first, law.scale)
     return replace(
         empty(channels),
         n=n,
         active=active,
         fraction_sum=counted @ law.fractions,
         fraction_sq_sum=counted @ law.fractions**2,
-        min=np.zeros(channels),
-        max=np.where(active > 0, upper, 0.0),
         mean_histogram=histogram,
         max_histogram=histogram,
     )
@@ -116,6 +111,6 @@ def part(whole: Summary, start: int, stop: int) -> Summary:
         old.index[first:last],
         old.count[first:last],
     )
-    arrays = ("active", "nonfinite", "fraction_sum", "fraction_sq_sum", "mean", "m2", "min", "max")
+    arrays = ("active", "nonfinite", "fraction_sum", "fraction_sq_sum", "mean", "m2")
     cut = {name: getattr(whole, name)[start:stop] for name in arrays}
     return Summary(n=whole.n, **cut, mean_histogram=histogram, max_histogram=histogram)

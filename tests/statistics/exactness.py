@@ -14,7 +14,7 @@ from detector.statistics.drift import drift, normed_wasserstein
 from tests.statistics.laws import stretch_at, zeros_at
 from tests.statistics.scenarios import Source
 
-COUNTED = ("n", "active", "nonfinite", "min", "max")
+COUNTED = ("n", "active", "nonfinite", "lowest_mean", "highest_max")
 SUMMED = ("fraction_sum", "fraction_sq_sum", "mean", "m2")
 LEVEL = 1e-3
 

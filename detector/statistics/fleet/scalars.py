@@ -23,7 +23,7 @@ class Scalars:
     mean: float
     """Of the pooled means; 0 without pairs."""
     max: float | None
-    """Largest pooled maximum; None without pairs."""
+    """Largest pooled maximum, up to the end of its bucket; None without pairs."""
     nonfinite: int
     """Pairs with a NaN or an infinity."""
 
@@ -51,6 +51,6 @@ def of_summary(summary: Summary) -> Scalars:
         pairs=pairs,
         active_share=float(summary.active.sum() / max(pairs, 1)),
         mean=float(np.dot(summary.mean, finite) / max(pairs, 1)),
-        max=float(summary.max.max()) if pairs else None,
+        max=float(summary.highest_max.max()) if pairs else None,
         nonfinite=int(summary.nonfinite.sum()),
     )

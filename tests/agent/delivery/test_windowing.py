@@ -14,6 +14,7 @@ from agent import summary, wire
 from agent.delivery.drops import ProbeDrop, ProbeDrops
 from agent.delivery.outbox import Outbox
 from agent.delivery.sender import Sender
+from agent.delivery.small_groups import MinGroup
 from agent.delivery.widths import Widths
 from agent.delivery.windowing import Accumulator, ClosedWindow
 from agent.instrument.pooled import Pooled
@@ -161,20 +162,24 @@ def test_a_window_whose_delivery_fails_is_still_there() -> None:
     assert list(windows.close(5000)) == []
 
 
-def test_a_summary_that_no_message_takes_costs_its_probe_only(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "value", "reason"), [("nonfinite", [-1], "encode"), ("n", 1 << 70, "summary")])
+def test_a_summary_that_no_message_takes_costs_its_probe_only(
+    tmp_path: Path, number: str, value: object, reason: str
+) -> None:
     outbox = Outbox(tmp_path / "outbox.db", 1 << 20)
     drops: list[ProbeDrop] = []
-    sender = Sender(outbox, "pod-1", 1 << 20, on_drop=drops.append)
+    sender = Sender(outbox, "pod-1", 1 << 20, on_drop=drops.append, group=MinGroup(1))
     windows = Accumulator(1000, 0)
     windows.add("m", "1", "d", TWO, wide(2, 3), arrivals(1001, 1002))
     (closed,) = windows.drain()
-    object.__setattr__(closed.summaries["free"], "n", -1)
+    free = closed.summaries["free"]
+    object.__setattr__(free, number, np.resize(value, free.channels) if isinstance(value, list) else value)
     sender.windows([closed])
     (sent,) = [wire.decode(item.payload).body for item in outbox.pending(10)]
     outbox.close()
     assert isinstance(sent, wire.Window)
     assert [item.probe.name for item in sent.probes] == ["relu"]
-    assert [(drop.probe, drop.reason) for drop in drops] == [("free", "encode")]
+    assert [(drop.probe, drop.reason) for drop in drops] == [("free", reason)]
 
 
 def test_a_drop_is_counted_always_and_said_once() -> None:

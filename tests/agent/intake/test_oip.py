@@ -6,6 +6,7 @@ import contextlib
 import gzip
 import json
 import time
+import traceback
 import tracemalloc
 import zlib
 from typing import Any
@@ -132,10 +133,10 @@ class TestTensorsThatDoNotFit:
     @pytest.mark.parametrize(
         ("changes", "reason", "says"),
         [
-            ({"name": "y"}, "unknown_input", "no input 'y'"),
+            ({"name": "y"}, "unknown_input", "a name that the model has not; it has ['x']"),
             ({"name": 3}, "bad_request", "name"),
-            ({"datatype": "FP64"}, "datatype", "'FP64', the model FP32"),
-            ({"datatype": None}, "datatype", "None"),
+            ({"datatype": "FP64"}, "datatype", "FP64, the model FP32"),
+            ({"datatype": None}, "datatype", "none that is known"),
             ({"datatype": "BYTES", "data": ["a"] * 6}, "bytes_tensor", "BYTES"),
             ({"shape": [2, 4]}, "shape", "[2, 4], the model [-1, 3]"),
             ({"shape": [6]}, "shape", "[6]"),
@@ -145,7 +146,8 @@ class TestTensorsThatDoNotFit:
             ({"shape": [2.0, 3]}, "shape", "integers"),
             ({"shape": "2,3"}, "shape", "integers"),
             ({"shape": ...}, "shape", "integers"),
-            ({"shape": [1] * 100_000}, "shape", "..."),
+            ({"shape": [1] * 100_000}, "shape", "[1, 1, 1, 1, 1, 1, 1, 1, ...], the model"),
+            ({"shape": [987654321987, 4]}, "shape", "[..., 4], the model"),
             ({"shape": [10**18, 3]}, "too_large", "elements"),
             ({"data": [1.0] * 5}, "data", "5 elements, its shape takes 6"),
             ({"data": ...}, "data", "neither"),
@@ -195,6 +197,57 @@ class TestTensorsThatDoNotFit:
     def test_a_datatype_without_numpy_type(self) -> None:
         error = refused(as_json(datatype="BF16"), None, TensorSpec("x", "BF16", (-1, 3)))
         assert (error.reason, "not supported" in error.message) == ("datatype", True)
+
+
+WORD, NUMBER = "kanarienvogel", 98_765_432_101
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"name": WORD},
+        {"datatype": WORD},
+        {"datatype": NUMBER},
+        {"datatype": [WORD]},
+        {"shape": [NUMBER, 4]},
+        {"shape": [1, NUMBER]},
+        {"shape": [NUMBER]},
+        {"shape": WORD},
+        {"data": [NUMBER]},
+        {"data": [-NUMBER]},
+        {"data": [WORD]},
+        {"data": WORD},
+        {"data": {WORD: NUMBER}},
+        {"parameters": {"binary_data_size": NUMBER}, "data": ...},
+        {"parameters": {"binary_data_size": WORD}, "data": ...},
+        {"parameters": WORD},
+    ],
+)
+def test_no_message_quotes_the_request(changes: dict[str, Any]) -> None:
+    spec = TensorSpec("x", "INT32", (1,))
+    error = refused(as_json(**({"datatype": "INT32", "shape": [1], "data": [1]} | changes)), None, spec)
+    told = "".join(traceback.format_exception(error))
+    assert WORD not in told
+    assert str(NUMBER) not in told
+
+
+@pytest.mark.parametrize(
+    ("body", "length", "encoding"),
+    [
+        (f'{{"inputs": {WORD}}}'.encode(), None, None),
+        (f'["{WORD}", {NUMBER}]'.encode(), 30, None),
+        (f'{{"id": {NUMBER}, "inputs": []}}'.encode(), None, None),
+        (as_json(), NUMBER, None),
+        (gzip.compress(WORD.encode()) + WORD.encode(), None, "gzip"),
+        (WORD.encode(), None, "deflate"),
+        (WORD.encode(), None, WORD),
+        (f'{{"{WORD}": "\\ud800"}}'.encode(), None, None),
+    ],
+)
+def test_no_message_quotes_the_body(body: bytes, length: int | None, encoding: str | None) -> None:
+    told = "".join(traceback.format_exception(refused(body, length, encoding=encoding)))
+    assert WORD not in told
+    assert str(NUMBER) not in told
 
 
 class TestBrokenBinary:

@@ -238,7 +238,7 @@ def test_a_bad_holdout_is_logged_once_and_the_model_serves_all_the_same(agent: A
         agent.models.refresh()
         agent.models.refresh()
     (failed,) = [entry for entry in logs if entry["event"] == "holdout.failed"]
-    assert "label 3, but the model has classes 0 to 2" in failed["reason"]
+    assert "5 labels are no class: the model has classes 0 to 2" in failed["reason"]
     assert [type(body) for body in agent.sent()] == [wire.Deployment]
     assert agent.value("paired_failed_total", model="digits", kind="holdout", reason="holdout_unusable") == 1
     assert agent.models.served("digits") is not None
@@ -312,5 +312,5 @@ def test_integers_and_texts(tmp_path: Path) -> None:
 def test_labels_have_to_be_classes() -> None:
     path = Path("holdout.npz")
     check_classes(path, np.array([0, 2]), 3)
-    with pytest.raises(HoldoutError, match="label -1, but the model has classes 0 to 2"):
+    with pytest.raises(HoldoutError, match="1 labels are no class: the model has classes 0 to 2"):
         check_classes(path, np.array([0, -1]), 3)

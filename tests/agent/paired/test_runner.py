@@ -21,6 +21,7 @@ from agent.budget.duty import Duty, DutyLimits
 from agent.budget.owner import Budget, BudgetLimits
 from agent.delivery.outbox import Outbox
 from agent.delivery.sender import Sender
+from agent.delivery.small_groups import MinGroup
 from agent.intake.queue import Captured
 from agent.intake.tensors import TensorSpec
 from agent.metrics import PAIRED_DROP_REASONS, AgentMetrics
@@ -44,7 +45,9 @@ class Agent:
         self.metrics = AgentMetrics()
         self.outbox = Outbox(tmp_path / "outbox.db", 1 << 24)
         self.now = 100.0
-        sender = Sender(self.outbox, "pod-1", changed.pop("max_message_bytes", 1 << 20))
+        group = MinGroup(changed.pop("min_group", 1))
+        size = changed.pop("max_message_bytes", 1 << 20)
+        sender = Sender(self.outbox, "pod-1", size, group=group, metrics=self.metrics)
         windows = ComparisonWindows(60_000, 0)
         self.paired = Paired(settings(**changed), 1.0, windows, sender, self.metrics, lambda: 70_000, lambda: self.now)
 
@@ -115,6 +118,33 @@ def test_requests_are_compared_with_the_reference_and_summed_per_window(tmp_path
     assert (first.top1_n, first.top1_agree) == (5, 5)
     assert by_name(first)["relu1"].n == 5
     assert wire.cosine(by_name(first)["relu1"]) < 0.95
+
+
+def test_few_compared_requests_wait_for_more_and_are_withheld_in_the_end(tmp_path: Path) -> None:
+    agent = Agent(tmp_path, permuted(small_cnn()), min_group=20)
+    agent.put_reference(small_cnn())
+    agent.refresh()
+    for place, at in enumerate([65_000] * 12 + [125_000] * 12 + [185_000] * 5):
+        agent.offer(seed=place, arrived_ms=at)
+    [sent] = agent.work(lambda: agent.compared("reference_model") == 29)
+    assert (sent.start_ms, sent.n, by_name(sent)["relu1"].n) == (120_000, 24, 24)
+    withheld = agent.value("withheld_requests_total", model="digits", reason="stopping")
+    assert withheld == 5 * (1 + len(sent.probes))
+
+
+def test_comparisons_of_a_version_that_is_gone_are_withheld(tmp_path: Path) -> None:
+    agent = Agent(tmp_path, permuted(small_cnn()), min_group=20)
+    agent.put_reference(small_cnn())
+    agent.refresh()
+    for seed in range(3):
+        agent.offer(seed=seed, arrived_ms=1_000)
+
+    def gone() -> bool:
+        if agent.compared("reference_model") == 3:
+            agent.paired.refresh({})
+        return agent.value("withheld_requests_total", model="digits", reason="version_gone") > 0
+
+    assert agent.work(gone) == []
 
 
 def test_without_a_baseline_nothing_is_queued(tmp_path: Path) -> None:
@@ -525,7 +555,7 @@ def test_nothing_that_goes_wrong_reaches_the_other_loops(tmp_path: Path) -> None
 def test_a_wide_comparison_is_split_below_the_message_limit_and_adds_up(tmp_path: Path) -> None:
     agent = Agent(tmp_path, small_cnn(), max_message_bytes=700)
     body = comparison(probes=tuple(probe_comparison(probe) for probe in PROBES))
-    Sender(agent.outbox, "pod-1", 400).comparison("digits", "2", "ab" * 32, body)
+    Sender(agent.outbox, "pod-1", 400, group=MinGroup(1)).comparison("digits", "2", "ab" * 32, body)
     parts = agent.work(lambda: True)
     assert len(parts) == 3
     assert [part.n for part in parts] == [4, 0, 0]

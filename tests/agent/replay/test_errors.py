@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from agent.replay.errors import DeviceError, OutOfMemory, ReplayError, replay_error
+from agent.replay.errors import DeviceError, OutOfMemory, ReplayError, replay_error, run_error
 
 
 @pytest.mark.parametrize(
@@ -24,11 +24,11 @@ from agent.replay.errors import DeviceError, OutOfMemory, ReplayError, replay_er
     ],
 )
 def test_a_lack_of_memory(text: str) -> None:
-    assert type(replay_error("cannot run the batch", RuntimeError(text))) is OutOfMemory
+    assert type(run_error(RuntimeError(text))) is OutOfMemory
 
 
 def test_python_has_a_name_for_it_too() -> None:
-    assert type(replay_error("cannot run the batch", MemoryError())) is OutOfMemory
+    assert type(run_error(MemoryError())) is OutOfMemory
 
 
 @pytest.mark.parametrize(
@@ -41,18 +41,65 @@ def test_python_has_a_name_for_it_too() -> None:
     ],
 )
 def test_a_failing_device(text: str) -> None:
-    assert type(replay_error("cannot run the batch", RuntimeError(text))) is DeviceError
+    assert type(run_error(RuntimeError(text))) is DeviceError
+
+
+RUNNING = "[ONNXRuntimeError] : 2 : INVALID_ARGUMENT : Non-zero status code returned while running {} node. Name:'n1' "
 
 
 @pytest.mark.parametrize(
-    "text",
+    ("text", "told"),
     [
-        "[ONNXRuntimeError] : 2 : INVALID_ARGUMENT : Got invalid dimensions for input: image for the following indices",
-        "[ONNXRuntimeError] : 9 : NOT_IMPLEMENTED : Could not find an implementation for Foo(1) node with name 'x'",
-        "indices element out of data bounds, idx=9 must be within the inclusive range [-4,3]",
+        (
+            "[ONNXRuntimeError] : 2 : INVALID_ARGUMENT : Got invalid dimensions for input: image for the following "
+            "indices\n index: 1 Got: 4 Expected: 3\n Please fix either the inputs/outputs or the model.",
+            "INVALID_ARGUMENT; Got invalid dimensions for input: image for the following indices index: 1 Got: 4 "
+            "Expected: 3",
+        ),
+        (
+            "[ONNXRuntimeError] : 2 : INVALID_ARGUMENT : Unexpected input data type. Actual: (tensor(double)) , "
+            "expected: (tensor(float))",
+            "INVALID_ARGUMENT; Unexpected input data type. Actual: (tensor(double)) , expected: (tensor(float))",
+        ),
+        (
+            RUNNING.format("Gather") + "Status Message: indices element out of data bounds, idx=987654321 must be "
+            "within the inclusive range [-4,3]",
+            "INVALID_ARGUMENT in Gather node 'n1'",
+        ),
+        (
+            RUNNING.format("GatherND") + "Status Message: invalid index found, index = 987654321",
+            "INVALID_ARGUMENT in GatherND node 'n1'",
+        ),
+        (
+            RUNNING.format("Reshape") + "Status Message: /onnxruntime_src/reshape_helper.h:91 The input tensor cannot "
+            "be reshaped to the requested shape. Input shape:{2,3}, requested shape:{987654321}\n",
+            "INVALID_ARGUMENT in Reshape node 'n1'; Input shape:{2,3}",
+        ),
+        (
+            RUNNING.format("Tile") + "Status Message: Tile repeat value must be non-negative, got: -987654321",
+            "INVALID_ARGUMENT in Tile node 'n1'",
+        ),
+        (
+            RUNNING.format("Add") + "Status Message: Attempting to broadcast an axis by a dimension other than 1. 3 by "
+            "5\n",
+            "INVALID_ARGUMENT in Add node 'n1'; Attempting to broadcast an axis by a dimension other than 1. 3 by 5",
+        ),
+        ("secret-0815 and 987654321", "RuntimeError"),
     ],
 )
-def test_a_fault_of_the_model_or_the_request(text: str) -> None:
-    error = replay_error("cannot run the batch", RuntimeError(text))
+def test_a_fault_of_the_request_is_told_without_its_values(text: str, told: str) -> None:
+    error = run_error(RuntimeError(text))
     assert type(error) is ReplayError
-    assert text in str(error)
+    assert str(error) == f"onnxruntime cannot run the batch: {told}"
+
+
+def test_a_lack_of_memory_is_told_with_its_size() -> None:
+    text = RUNNING.format("Conv") + "Status Message: Failed to allocate memory for requested buffer of size 939524096"
+    assert "in Conv node 'n1'; Failed to allocate memory for requested buffer of size 939524096" in str(
+        run_error(RuntimeError(text))
+    )
+
+
+def test_what_is_wrong_with_a_model_is_told_in_full() -> None:
+    text = "[ONNXRuntimeError] : 9 : NOT_IMPLEMENTED : Could not find an implementation for Foo(1) node with name 'x'"
+    assert text in str(replay_error("cannot load the model", RuntimeError(text)))

@@ -17,6 +17,7 @@ from agent.budget.owner import Budget, BudgetLimits
 from agent.capture.settings import CaptureSettings
 from agent.delivery.outbox import Outbox
 from agent.delivery.sender import Sender
+from agent.delivery.small_groups import MinGroup
 from agent.delivery.windowing import Accumulator
 from agent.intake.oip import Limits
 from agent.intake.queue import ByteQueue, Captured
@@ -41,7 +42,7 @@ class Agent:
         self.ready: dict[str, tuple[str, ...]] | None = None
         self.outbox = Outbox(tmp_path / "outbox.db", 1 << 24)
         self.queue: ByteQueue[Captured] = ByteQueue(1 << 24, 1000)
-        sender = Sender(self.outbox, "pod-1", 1 << 20)
+        sender = Sender(self.outbox, "pod-1", 1 << 20, group=MinGroup(1))
         sessions = None
         if memory is not None:
             sessions = Budget(BudgetLimits(DutyLimits(1.0), 1 << 30, memory * 4 // 3), self.metrics).sessions

@@ -16,6 +16,7 @@ from agent.budget.duty import Duty, DutyLimits
 from agent.capture.settings import CaptureSettings
 from agent.delivery.outbox import Outbox
 from agent.delivery.sender import Sender
+from agent.delivery.small_groups import MinGroup
 from agent.delivery.windowing import Accumulator
 from agent.intake.oip import Limits
 from agent.intake.queue import ByteQueue, Captured
@@ -44,7 +45,7 @@ class Pod:
         self.metrics = AgentMetrics()
         self.queue: ByteQueue[Captured] = ByteQueue(queue_bytes, 1000)
         self.outbox = Outbox(tmp_path / "outbox.db", 1 << 26)
-        sender = Sender(self.outbox, "pod-1", 1 << 20)
+        sender = Sender(self.outbox, "pod-1", 1 << 20, group=MinGroup(1))
         for model, version in cost:
             path = tmp_path / "repo" / model / version / "model.onnx"
             path.parent.mkdir(parents=True)

@@ -33,7 +33,7 @@ def summarise(values: np.ndarray) -> Summary:
 
 def assert_same(a: Summary, b: Summary) -> None:
     assert a.n == b.n
-    for name in ("active", "nonfinite", "min", "max"):
+    for name in ("active", "nonfinite", "lowest_mean", "highest_max"):
         np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
     for name in ("fraction_sum", "fraction_sq_sum", "mean"):
         np.testing.assert_allclose(getattr(a, name), getattr(b, name), rtol=1e-9, atol=1e-9 * _scale(a))
@@ -43,7 +43,7 @@ def assert_same(a: Summary, b: Summary) -> None:
 
 
 def _scale(a: Summary) -> float:
-    finite = a.max[np.isfinite(a.max)]
+    finite = a.highest_max[np.isfinite(a.highest_max)]
     return float(max(1.0, np.abs(a.mean).max(initial=0), np.abs(finite).max(initial=0)))
 
 

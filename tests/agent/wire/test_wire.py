@@ -32,7 +32,8 @@ def test_windows_survive_the_round_trip(values: np.ndarray) -> None:
     assert isinstance(sent.body, wire.Window)
     a, b = got.body.probes[0], sent.body.probes[0]
     assert a.probe == PROBE
-    for name in ("n", "active", "nonfinite", "fraction_sum", "fraction_sq_sum", "mean", "m2", "min", "max"):
+    counted, extremes = ("n", "active", "nonfinite"), ("lowest_mean", "highest_max")
+    for name in (*counted, "fraction_sum", "fraction_sq_sum", "mean", "m2", *extremes):
         np.testing.assert_array_equal(getattr(a.summary, name), getattr(b.summary, name))
     assert a.summary.mean_histogram.same_as(b.summary.mean_histogram)
     assert a.summary.max_histogram.same_as(b.summary.max_histogram)
@@ -45,6 +46,22 @@ def test_messages_of_the_first_schema_are_read() -> None:
     raw = pb.Envelope.FromString(wire.encode(envelope(summarise(np.ones((5, 3))))))
     raw.schema_version = 1
     assert isinstance(wire.decode(raw.SerializeToString()).body, wire.Window)
+
+
+def test_extremes_are_not_sent_and_those_of_older_agents_are_passed_over() -> None:
+    values = np.array([[1.7, 0.0, -3.3]])
+    raw = pb.Envelope.FromString(wire.encode(envelope(summarise(values))))
+    [probe] = raw.window.probes
+    assert not len(probe.min)
+    assert not len(probe.max)
+    raw.schema_version = 2
+    probe.min.extend(values[0])
+    probe.max.extend(values[0])
+    got = wire.decode(raw.SerializeToString())
+    assert isinstance(got.body, wire.Window)
+    summary = got.body.probes[0].summary
+    np.testing.assert_allclose(summary.highest_max, [2 ** (13 / 16), 0.0, -(2 ** (27 / 16))])
+    np.testing.assert_allclose(summary.lowest_mean, [2 ** (12 / 16), 0.0, -(2 ** (28 / 16))])
 
 
 def test_deployments_survive_the_round_trip() -> None:
@@ -105,14 +122,27 @@ NAN, INF = float("nan"), float("inf")
 @pytest.mark.parametrize(
     ("name", "value"),
     [(name, value) for name in ("mean", "m2") for value in (NAN, INF, 1e300)]
-    + [(name, value) for name in ("fraction_sum", "fraction_sq_sum") for value in (NAN, INF)]
-    + [(name, value) for name in ("min", "max") for value in (NAN, 1e300)],
+    + [(name, value) for name in ("fraction_sum", "fraction_sq_sum") for value in (NAN, INF)],
 )
 def test_a_moment_beyond_all_values_costs_its_channel_only(name: str, value: float) -> None:
     """As agents sent it before they knew of a largest value."""
     sent = summarise(np.ones((5, 3)))
     raw = pb.Envelope.FromString(wire.encode(envelope(sent)))
     getattr(raw.window.probes[0], name)[1] = value
+    assert_lost(raw)
+
+
+@pytest.mark.parametrize("histogram", ["mean_histogram", "max_histogram"])
+def test_a_bucket_beyond_all_values_costs_its_channel_only(histogram: str) -> None:
+    raw = pb.Envelope.FromString(wire.encode(envelope(summarise(np.ones((5, 3))))))
+    buckets = getattr(raw.window.probes[0], histogram).positive
+    assert buckets.row_lengths == [1, 1, 1]
+    buckets.index[1] = 16 * 290  # of 2^290, some 1e87
+    assert_lost(raw)
+
+
+def assert_lost(raw: pb.Envelope) -> None:
+    """Of the five requests the second channel knows that they are not finite, and nothing else."""
     body = wire.decode(raw.SerializeToString()).body
     assert isinstance(body, wire.Window)
     got = body.probes[0].summary
@@ -120,7 +150,7 @@ def test_a_moment_beyond_all_values_costs_its_channel_only(name: str, value: flo
     assert got.mean_histogram.totals().tolist() == got.max_histogram.totals().tolist() == [5, 0, 5]
     assert got.active.tolist() == [5, 0, 5]
     assert (got.mean.tolist(), got.m2.tolist()) == ([1, 0, 1], [0, 0, 0])
-    assert (got.min[1], got.max[1]) == (np.inf, -np.inf)
+    assert (got.lowest_mean[1], got.highest_max[1]) == (np.inf, -np.inf)
 
 
 @given(st.data())

@@ -206,7 +206,6 @@ def spanning(start_ms: int, end_ms: int) -> Envelope:
         (deployment(1, probes=[probe("a", 1 << 31)]), "31 bits"),
         (with_summary(n=1 << 41), "requests in one window"),
         (with_summary(m2=np.full(4, -1.0)), "m2 is negative"),
-        (with_summary(max=np.full(4, np.inf)), "min or max is not finite"),
         (with_summary(fraction_sum=np.full(4, 21.0)), "fraction_sum is outside"),
         (with_summary(nonfinite=np.full(4, 15)), "fraction_sum|active"),
         (comparing(1, compared(START + timedelta(days=1))), "the comparison's start lies"),

@@ -97,7 +97,7 @@ class FakeStore:
 def _point(start: datetime, probe: Probe, summary: Summary) -> HistoryPoint:
     finite = int(summary.finite.sum()) or 1
     share, mean = float(summary.active.sum()) / finite, float((summary.mean * summary.finite).sum()) / finite
-    largest = float(summary.max.max())
+    largest = float(summary.highest_max.max())
     return HistoryPoint(start, probe.name, probe.kind, probe.position, summary.n, share, mean, largest, 0)
 
 

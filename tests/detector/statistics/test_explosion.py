@@ -70,7 +70,7 @@ def test_units_do_not_matter_and_results_are_finite(n: int, n0: int, unit: float
     old, new = rectified(rng, n0, 3), 30 * rectified(rng, n, 3)
     plain = explosion(summarise(old), summarise(new))
     scaled = explosion(summarise(unit * old), summarise(unit * new))
-    assert np.allclose(plain.growth, scaled.growth)
+    assert np.allclose(plain.growth, scaled.growth, rtol=0.1)  # of two maxima, each known to within a bucket
     assert np.isfinite(plain.growth).all()
     assert ((plain.p_value >= 0) & (plain.p_value <= 1)).all()
 
