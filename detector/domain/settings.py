@@ -26,8 +26,10 @@ class CheckSettings:
     """Windows that it has at least: what they differ by tells how much requests hang together."""
     min_active_rate: float = 0.01
     """Channels active more seldom than this in the reference are not called dead."""
-    grace_seconds: float = 5.0
-    """How long after its end a window may still receive late summaries."""
+    grace_seconds: float = 10.0
+    """How long a window takes from its end to the broker where all is well; what comes later is late."""
+    wait_seconds: float = 120.0
+    """How long checks wait for an agent that is silent after an outage, or cannot deliver what it has."""
     explosion_factor: float = 10.0
     fleet_effect: float = 0.1
     """Standard deviations of the reference up to which an agent may differ from the others."""
@@ -50,6 +52,7 @@ class CheckSettings:
             "reference_windows": self.reference_windows >= 1,
             "min_active_rate": 0 < self.min_active_rate < 1,
             "grace_seconds": self.grace_seconds >= 0,
+            "wait_seconds": self.wait_seconds >= 0,
             "explosion_factor": self.explosion_factor > 1,
             "fleet_effect": self.fleet_effect > 0,
             "fleet_requests": self.fleet_requests >= 1,
