@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
@@ -21,7 +22,28 @@ PAIRED_DROP_REASONS = (
 )
 """Why a request that was chosen for comparison, or a response, is not compared, without anybody's fault."""
 
+TALLIED = ("requests", "sampled", "replayed", "rejected", "dropped")
+"""What heartbeats say of a model version's requests."""
+
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+
+
+class Tally:
+    """Requests of one model version since the agent's start, for its heartbeats; any thread may count."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._counts = dict.fromkeys(TALLIED, 0)
+
+    def count(self, what: str, n: int = 1) -> None:
+        """Adds to one of `TALLIED`."""
+        with self._lock:
+            self._counts[what] += n
+
+    def read(self) -> dict[str, int]:
+        """All counts, as of one moment."""
+        with self._lock:
+            return dict(self._counts)
 
 
 class AgentMetrics:
@@ -71,6 +93,7 @@ class AgentMetrics:
         self.out_of_memory_total = self._counter("out_of_memory_total", "Batches that did not fit in memory.", "model")
         for reason in DROP_REASONS:
             self.dropped_total.labels(reason)
+        self._tallies: dict[tuple[str, str], Tally] = {}
         self._add_paired()
 
     def _add_paired(self) -> None:
@@ -106,6 +129,10 @@ class AgentMetrics:
         )
         for reason in PAIRED_DROP_REASONS:
             self.paired_dropped_total.labels(reason)
+
+    def tally(self, model: str, version: str) -> Tally:
+        """The counts of a model version; one for each that was ever loaded here."""
+        return self._tallies.setdefault((model, version), Tally())
 
     def start_model(self, model: str) -> None:
         """Let a model's request counters start at 0, so that the first increase is seen."""

@@ -15,6 +15,7 @@ import click
 import structlog
 
 from agent.capture.options import budgets, capture_options, capture_settings
+from agent.delivery.heartbeats import Heartbeats, Rhythm
 from agent.delivery.outbox import Outbox, OutboxError
 from agent.delivery.sender import Sender
 from agent.delivery.transport import Publisher
@@ -82,6 +83,12 @@ def api_version(_context: click.Context, _option: click.Parameter, value: str | 
     type=Finite(0),
     help="How long a window waits for its last requests.",
 )
+@click.option(
+    "--heartbeat-seconds",
+    default=30.0,
+    type=Finite(0.1, 3600),
+    help="How often the agent says that it lives; it counts as silent once three of these were missed.",
+)
 @click.option("--queue-mib", default=64, type=click.IntRange(1), help="Memory for requests that wait for replay.")
 @click.option("--queue-items", default=4096, type=click.IntRange(1), help="Requests that may wait for replay.")
 @click.option("--max-body-mib", default=16, type=click.IntRange(1), help="Largest request body.")
@@ -105,6 +112,7 @@ def command(
     sample_rate: float,
     window_seconds: float,
     window_grace_seconds: float,
+    heartbeat_seconds: float,
     queue_mib: int,
     queue_items: int,
     max_body_mib: int,
@@ -161,6 +169,14 @@ def command(
         metrics,
         agent_id=agent_id,
     )
+    heartbeats = Heartbeats(
+        agent_id,
+        outbox.boot_epoch,
+        Rhythm(int(heartbeat_seconds * 1000), window_ms, sample_rate),
+        models.standing,
+        lambda model, version: metrics.tally(model, version).read(),
+        outbox.oldest,
+    )
     work_stop, publish_stop = threading.Event(), threading.Event()
     loops = [
         supervised("models", lambda event: models.watch(_REFRESH_SECONDS, event), stop),
@@ -168,7 +184,7 @@ def command(
         supervised("throttle", throttle.run, stop),
         supervised("paired", pairs.run, work_stop),
     ]
-    publishing = supervised("publisher", lambda event: publisher.run(outbox, event), publish_stop)
+    publishing = supervised("publisher", lambda event: publisher.run(outbox, event, heartbeats), publish_stop)
     app = http.build_app(models, queue, sampler, metrics, limits, on_response=pairs.intake.offer_response)
     log.info("agent.started", agent_id=agent_id, boot_epoch=outbox.boot_epoch, repository=str(repository))
     try:
@@ -176,12 +192,14 @@ def command(
     except OSError as error:
         raise click.ClickException(f"cannot listen on {host}:{port}: {error}") from error
     finally:
-        # In order: no new requests, then the open windows into the outbox, then what the broker still takes.
+        # In order: no new requests, then the open windows into the outbox, then what the broker still takes, and the
+        # farewell.
         stop.set()
         queue.close()
         work_stop.set()
         deadline = time.monotonic() + _STOP_SECONDS
         join(loops, deadline - _PUBLISH_SECONDS)
+        heartbeats.leave()
         publish_stop.set()
         join([publishing], deadline)
         outbox.close()

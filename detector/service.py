@@ -19,6 +19,7 @@ from agent.logging import Format, configure
 from detector import resources
 from detector.alerting import runbooks
 from detector.checks import check
+from detector.domain.agents import AgentLimits
 from detector.domain.finding import Check
 from detector.http import Backend, HttpServer, build_app
 from detector.ingestion.ingest import IngestHandler
@@ -52,6 +53,7 @@ class Settings:
     api_version: ApiVersion
     checks: check.CheckSettings
     paired: PairedSettings
+    agents: AgentLimits
 
 
 class Missing(Exception):
@@ -145,7 +147,7 @@ class Service:
         s, delay = self._settings, FIRST_DELAY
         while not stop.is_set():
             try:
-                handler = IngestHandler(self._store, s.topic, letters, self._metrics, self._clock)
+                handler = IngestHandler(self._store, s.topic, letters, self._metrics, self._clock, s.agents)
                 Consumer(s.bootstrap_servers, s.topic, s.group, s.api_version, self._metrics).run(handler, stop)
             except Exception:
                 self._metrics.ingest_errors.labels("unexpected").inc()
@@ -217,7 +219,11 @@ _CHECK_HELP = {
     "reference_requests": "First requests of a deployment that become its reference.",
     "reference_windows": "Windows that this reference has at least: fewer do not tell how much requests hang together.",
     "min_active_rate": "Channels active more seldom in the reference are not called dead.",
-    "grace_seconds": "How long after its end a window may still grow.",
+    "grace_seconds": "How long a window takes from its end to the broker; what comes later may be too late for checks.",
+    "wait_seconds": "How long checks wait for agents that are silent after an outage, or cannot deliver.",
+    "silent_seconds": "From when on an agent that sends no heartbeats counts as silent; others after three of them.",
+    "blind_seconds": "How long an agent may see requests and send no window.",
+    "blind_requests": "So many requests it must have sampled, or should have, without a window, to count as blind.",
     "check_interval": "Seconds between checks.",
     "explosion_factor": "Growth over the reference's largest value that counts as an explosion.",
     "fleet_effect": "Standard deviations of the reference up to which one pod may differ from the others.",
@@ -235,8 +241,8 @@ _CHECK_HELP = {
 
 
 def _check_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """One option per field of CheckSettings and PairedSettings, with its default."""
-    for field in reversed(fields(check.CheckSettings) + fields(PairedSettings)):
+    """One option per field of CheckSettings, PairedSettings and AgentLimits, with its default."""
+    for field in reversed(fields(check.CheckSettings) + fields(PairedSettings) + fields(AgentLimits)):
         option = click.option(f"--{field.name.replace('_', '-')}", default=field.default, help=_CHECK_HELP[field.name])
         command = option(command)
     return command
@@ -268,10 +274,11 @@ def command(
     """Run the detector: ingest windows, check them, serve metrics and runbooks, keep alerts."""
     configure(log_format)
     paired = {field.name: checks.pop(field.name) for field in fields(PairedSettings)}
+    agents = {field.name: checks.pop(field.name) for field in fields(AgentLimits)}
     try:
         settings = Settings(
             database_url, bootstrap_servers, topic, group, host, port, retention_days,
-            kafka_api_version, check.CheckSettings(**checks), PairedSettings(**paired),
+            kafka_api_version, check.CheckSettings(**checks), PairedSettings(**paired), AgentLimits(**agents),
         )  # fmt: skip
         service = Service(settings, lambda: datetime.now(UTC))
     except OSError as error:

@@ -106,8 +106,11 @@ class _Intake:
 
     async def _take_request(self, request: Request, model: ModelMetadata, header_id: str | None) -> Response:
         self._metrics.requests_total.labels(model.name).inc()
+        tally = self._metrics.tally(model.name, model.version)
+        tally.count("requests")
         if not model.ready:
             self._metrics.dropped_total.labels("model_not_ready").inc()
+            tally.count("dropped")
             return _not_ready(model)
         try:
             header_length = _header_length(request)
@@ -119,13 +122,16 @@ class _Intake:
                         parse_request, body, header_length, model.inputs, encoding=encoding, limits=self._limits
                     )
         except OipError as error:
+            tally.count("rejected")
             return self._rejected(model, error)
         body_id = id_at_head(body) if encoding is None and header_length != 0 else None
         if self._sampler.keep(identity(header_id, body_id, body)):
             self._metrics.sampled_total.labels(model.name).inc()
+            tally.count("sampled")
             captured = self._captured(model, body, header_length, encoding, header_id or body_id)
             if not self._queue.offer(captured, len(body) + _OVERHEAD):
                 self._metrics.dropped_total.labels("queue_full").inc()
+                tally.count("dropped")
         answer: dict[str, Any] = {"model_name": model.name, "model_version": model.version, "outputs": []}
         if body_id is not None:
             answer["id"] = body_id

@@ -17,6 +17,7 @@ from agent.capture.engine import Engine
 from agent.capture.gauges import ModelGauges
 from agent.capture.settings import CaptureSettings
 from agent.capture.timing import Stopped
+from agent.delivery.heartbeats import Standing
 from agent.instrument import Instrumented, InstrumentError, instrument, open_model
 from agent.intake.catalog import ModelMetadata
 from agent.intake.oip import TensorSpec
@@ -76,6 +77,13 @@ class Models:
 
     def models(self) -> Sequence[ModelMetadata]:
         return [served.metadata for _, served in sorted(self._served.items())]
+
+    def standing(self) -> list[Standing]:
+        """What is served now, and what lies in the repository and was refused."""
+        seen = self._seen or {}
+        served = [Standing(one.entry.model, one.entry.version, one.digest) for one in list(self._served.values())]
+        refused = [entry for model, entry in list(self._refused.items()) if seen.get(model) == entry]
+        return served + [Standing(entry.model, entry.version, "") for entry in refused]
 
     def refresh(self, stopped: Callable[[], bool] = lambda: False) -> None:
         """Loads what is new or changed, forgets what has gone; comes back soon once ``stopped()``.

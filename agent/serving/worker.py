@@ -135,6 +135,7 @@ class Worker:
                 raise OipError("shape", str(error)) from error
         except OipError as error:
             self._metrics.rejected_total.labels(item.model, error.reason).inc()
+            self._metrics.tally(item.model, item.version).count("rejected")
             kind = (item.model, error.reason)
             self._repeats.warning(
                 "request.rejected", kind, model=item.model, reason=error.reason, message=error.message
@@ -155,6 +156,7 @@ class Worker:
             pooled = served.engine.run(filled)
         except EngineClosed:
             self._metrics.dropped_total.labels("model_gone").inc(requests)
+            self._metrics.tally(entry.model, entry.version).count("dropped", requests)
             return requests
         except ReplayError as error:
             if requests > 1:
@@ -164,6 +166,7 @@ class Worker:
                     for start, stop in ((0, half), (half, requests))
                 )
             self._metrics.rejected_total.labels(entry.model, "replay_failed").inc()
+            self._metrics.tally(entry.model, entry.version).count("rejected")
             kind = (entry.model, entry.version)
             self._repeats.warning("replay.failed", kind, model=entry.model, version=entry.version, reason=str(error))
             return 1
@@ -179,6 +182,7 @@ class Worker:
         }
         self._accumulator.add(entry.model, entry.version, served.digest, served.instrumented.probes, real, arrived_ms)
         self._metrics.replayed_total.labels(entry.model, entry.version).inc(requests)
+        self._metrics.tally(entry.model, entry.version).count("replayed", requests)
         return 0
 
 

@@ -51,7 +51,9 @@ def state_metrics(snapshot: Snapshot) -> Iterator[Metric]:
         (
             ((one.model, one.version), one.complete_to.timestamp())
             for one in snapshot.progress
-            if one.complete_to is not None and states[one.model, one.version].state in _LIVE
+            if one.complete_to is not None
+            and one.complete_to.timestamp()
+            and states[one.model, one.version].state in _LIVE
         ),
     )
     yield _counter("checked", "Requests that checks took in, each once.", snapshot, lambda one: one.checked)

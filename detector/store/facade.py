@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import numpy as np
 from numpy.typing import NDArray
@@ -81,12 +81,13 @@ class Store:
         expected_offset: int | None,
         next_offset: int,
         envelopes: Sequence[Envelope],
-        heard: Sequence[Heard] = (),
+        heard: Sequence[Heard] | None = None,
         limits: AgentLimits = DEFAULT_LIMITS,
     ) -> IngestResult:
         """Applies a micro-batch and moves the offset from ``expected_offset`` (None: not there yet), all or nothing.
 
-        ``heard`` says when each message was heard of; without it, their agents' clocks are believed.
+        ``heard`` says when each message was heard of; without it, their agents' clocks are believed, and the clock says
+        what is complete.
 
         Raises LostOwnership where the offset is another, StoreRefused where a message contradicts what is stored.
         """
@@ -318,3 +319,4 @@ class Store:
         partitions.maintain(self._database, now, retention_days, days_ahead)
         with self._database.begin() as connection:
             heartbeats.forget(connection, now)
+            versions.forget_deployments(connection, now - timedelta(days=retention_days))

@@ -7,7 +7,7 @@ that was applied before is passed over; then windows and comparisons are merged 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 
 from sqlalchemy import Connection, select, text, tuple_, update
 from sqlalchemy.dialects.postgresql import insert
@@ -20,6 +20,8 @@ from detector.store import comparisons, heartbeats, locks, merging
 from detector.store.errors import LostOwnership
 from detector.store.tables import deployments, ingest_keys, ingest_offsets, model_versions
 
+NOTHING_COMPLETE = datetime.fromtimestamp(0, UTC)
+"""How far a partition is complete before it was first told."""
 VersionKey = tuple[str, str, str]
 """Model, version, digest."""
 
@@ -61,7 +63,8 @@ _REACH = text(
     """
     UPDATE ingest_offsets
     SET complete_to = :at,
-        broken_at = CASE WHEN :at - complete_to > :gap THEN complete_to ELSE broken_at END,
+        broken_at = CASE WHEN complete_to > to_timestamp(0) AND :at - complete_to > :gap
+                         THEN complete_to ELSE broken_at END,
         unbroken_since = CASE WHEN complete_to IS NULL OR :at - complete_to > :gap THEN :at ELSE unbroken_since END
     WHERE topic = :t AND partition = :p AND next_offset = :next AND (complete_to IS NULL OR complete_to < :at)
     """
@@ -84,11 +87,11 @@ def apply(
     expected: int | None,
     next_offset: int,
     envelopes: Sequence[Envelope],
-    heard: Sequence[Heard],
+    heard: Sequence[Heard] | None,
     limits: AgentLimits,
 ) -> IngestResult:
     """See `Store.ingest`."""
-    _advance(connection, topic, partition, expected, next_offset)
+    _advance(connection, topic, partition, expected, next_offset, None if heard is None else NOTHING_COMPLETE)
     messages = [envelope for envelope in envelopes if not isinstance(envelope.body, Heartbeat)]
     fresh = _unseen(connection, messages)
     late = 0
@@ -100,7 +103,7 @@ def apply(
         versioned = [(ids[_version_key(envelope)], envelope) for envelope in fresh]
         late = merging.merge_windows(connection, versioned)
         comparisons.merge_comparisons(connection, versioned)
-    told = list(heard) or [_claimed(envelope) for envelope in envelopes]
+    told = [_claimed(envelope) for envelope in envelopes] if heard is None else heard
     heartbeats.record(connection, topic, partition, envelopes, told, limits)
     return IngestResult(len(fresh) + len(envelopes) - len(messages), len(messages) - len(fresh), late)
 
@@ -111,11 +114,18 @@ def _claimed(envelope: Envelope) -> Heard:
     return Heard(merging.moment(body.at_ms if isinstance(body, Deployment | Heartbeat) else body.end_ms))
 
 
-def _advance(connection: Connection, topic: str, partition: int, expected: int | None, next_offset: int) -> None:
+def _advance(
+    connection: Connection,
+    topic: str,
+    partition: int,
+    expected: int | None,
+    next_offset: int,
+    complete: datetime | None,
+) -> None:
     if expected is None:
         changed = connection.execute(
             insert(ingest_offsets)
-            .values(topic=topic, partition=partition, next_offset=next_offset)
+            .values(topic=topic, partition=partition, next_offset=next_offset, complete_to=complete)
             .on_conflict_do_nothing()
             .returning(ingest_offsets.c.next_offset)
         )

@@ -77,6 +77,24 @@ def current(connection: Connection, now: datetime) -> list[ModelVersion]:
     return _versions(rows.mappings().all())
 
 
+_FORGET = text(
+    """
+    DELETE FROM deployments USING (
+        SELECT id, at, row_number() OVER first AS nth, row_number() OVER last AS nth_last
+        FROM deployments
+        WINDOW first AS (PARTITION BY model_version_id ORDER BY at, id),
+               last AS (PARTITION BY model_version_id ORDER BY at DESC, id DESC)
+    ) d
+    WHERE deployments.id = d.id AND d.at < :oldest AND d.nth > 1 AND d.nth_last > 1
+    """
+)
+
+
+def forget_deployments(connection: Connection, oldest: datetime) -> None:
+    """Of deployments before ``oldest``, keeps each version's first and last: pods come and go, versions stay."""
+    connection.execute(_FORGET, {"oldest": oldest})
+
+
 _PROGRESS = text(
     "SELECT model, version, complete_to, checked, passed_over, late FROM ingest_progress "
     "WHERE model_version_id IN (SELECT model_version_id FROM version_progress) OR complete_to IS NOT NULL "

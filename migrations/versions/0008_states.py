@@ -16,6 +16,7 @@ ALTER TABLE ingest_offsets
     ADD COLUMN complete_to timestamptz,
     ADD COLUMN unbroken_since timestamptz,
     ADD COLUMN broken_at timestamptz;
+UPDATE ingest_offsets SET complete_to = to_timestamp(0);
 ALTER TABLE windows ADD COLUMN late bigint NOT NULL DEFAULT 0;
 CREATE TABLE version_progress (
     model_version_id integer PRIMARY KEY REFERENCES model_versions,

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import numpy as np
 import pytest
 
 from agent.wire import Envelope, Window, encode
+from detector.domain.agents import AgentLimits, Heard
 from detector.ingestion.ingest import Headers, IngestHandler, Record, RetryLater
 from detector.ingestion.plausible import Implausible, check
 from detector.metrics import DetectorMetrics
@@ -27,14 +28,35 @@ class FakeStore:
     refused: set[int] = field(default_factory=set)
     failures: list[Exception] = field(default_factory=list)
     applied: list[int] = field(default_factory=list)
+    heard: list[tuple[Envelope, Heard]] = field(default_factory=list)
+    complete: dict[int, datetime] = field(default_factory=dict)
+    errors: dict[str, float] = field(default_factory=dict)
 
     def next_offsets(self, topic: str) -> dict[int, int]:
         if self.failures:
             raise self.failures.pop(0)
         return dict(self.offsets)
 
+    def complete_to(self, topic: str) -> dict[int, datetime]:
+        return dict(self.complete)
+
+    def clock_errors(self) -> dict[str, float]:
+        return dict(self.errors)
+
+    def reach(self, topic: str, offsets: Mapping[int, int], at: datetime) -> None:
+        if self.failures:
+            raise self.failures.pop(0)
+        self.complete |= {partition: at for partition, offset in offsets.items() if self.offsets[partition] == offset}
+
     def ingest(
-        self, topic: str, partition: int, expected_offset: int | None, next_offset: int, envelopes: Sequence[Envelope]
+        self,
+        topic: str,
+        partition: int,
+        expected_offset: int | None,
+        next_offset: int,
+        envelopes: Sequence[Envelope],
+        heard: Sequence[Heard],
+        limits: AgentLimits,
     ) -> IngestResult:
         if self.failures:
             raise self.failures.pop(0)
@@ -44,6 +66,7 @@ class FakeStore:
             raise StoreRefused("too wide")
         self.offsets[partition] = next_offset
         self.applied += [envelope.seq for envelope in envelopes]
+        self.heard += zip(envelopes, heard, strict=True)
         return IngestResult(len(envelopes), 0)
 
 
