@@ -18,6 +18,7 @@ from kafka.errors import KafkaError, KafkaTimeoutError, MessageSizeTooLargeError
 from agent.delivery.heartbeats import Heartbeats
 from agent.delivery.outbox import Item, Outbox
 from agent.metrics import AgentMetrics
+from agent.supervise import Backoff, repeat
 from agent.wire import SCHEMA_VERSION, encode
 
 _log = structlog.get_logger()
@@ -75,7 +76,7 @@ class Publisher:
         self._metrics = metrics
         self._agent_id = agent_id.encode()
         self._clock = clock
-        self._jitter = jitter
+        self._backoff = Backoff(_FIRST_DELAY, _LAST_DELAY, jitter)
         self._producer: Any = None
         self._failing: bool | None = None
         self._settings: dict[str, Any] = {
@@ -101,22 +102,17 @@ class Publisher:
         client_log = logging.getLogger("kafka")
         if client_log.level == logging.NOTSET:  # it reports every attempt to connect; `_report` says it once
             client_log.setLevel(logging.CRITICAL)
-        delay = _FIRST_DELAY
         try:
-            while not stop.is_set():
-                try:
-                    busy = self._round(outbox, stop, heartbeats)
-                except Exception as error:
-                    self._report(error)
-                    stop.wait(delay * (0.5 + self._jitter()))
-                    delay = min(delay * 2, _LAST_DELAY)
-                else:
-                    delay = _FIRST_DELAY
-                    if not busy:
-                        stop.wait(_IDLE_SECONDS)
+            repeat(lambda: self._publish(outbox, stop, heartbeats), stop, self._backoff, lambda e, _: self._report(e))
             self._drain(outbox, stop, heartbeats)
         finally:
             self._disconnect()
+
+    def _publish(self, outbox: Outbox, stop: threading.Event, heartbeats: Heartbeats | None) -> None:
+        while not stop.is_set():
+            if not self._round(outbox, stop, heartbeats):
+                stop.wait(_IDLE_SECONDS)
+            self._backoff.reset()
 
     def _drain(self, outbox: Outbox, stop: threading.Event, heartbeats: Heartbeats | None) -> None:
         deadline = time.monotonic() + _DRAIN_SECONDS

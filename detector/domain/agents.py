@@ -17,23 +17,6 @@ K = TypeVar("K", bound=Hashable)
 
 
 @dataclass(frozen=True, slots=True)
-class AgentLimits:
-    """From when on an agent counts as silent or blind. Raises ValueError where one is out of range."""
-
-    silent_seconds: float = 600.0
-    """Of agents that send no heartbeats; the others are silent once they missed three."""
-    blind_seconds: float = 600.0
-    """Least time without a window; three windows where those are longer."""
-    blind_requests: float = 100.0
-    """Requests sampled, or that should have been, without a window."""
-
-    def __post_init__(self) -> None:
-        wrong = [name for name in ("silent_seconds", "blind_seconds", "blind_requests") if not getattr(self, name) > 0]
-        if wrong:
-            raise ValueError(f"agent limits must be positive: {', '.join(wrong)}")
-
-
-@dataclass(frozen=True, slots=True)
 class Heard:
     """When a message reached the broker, as far as is known, and what it says of its agent's clock."""
 

@@ -15,7 +15,9 @@ from typing import Protocol
 import structlog
 
 from agent.wire import Envelope, WireError, decode
-from detector.domain.agents import AgentLimits, Heard
+from detector.domain.agents import Heard
+from detector.domain.settings import AgentLimits
+from detector.domain.types import RefusedProbe
 from detector.ingestion import clocks
 from detector.ingestion.clocks import Between
 from detector.ingestion.cuts import Mark
@@ -31,6 +33,7 @@ MOST_CLOCKS = 10_000
 """Agents whose clocks' errors are kept in memory; Postgres has all."""
 MOST_NAMED = 10
 DEFAULT_LIMITS = AgentLimits()
+_MOST_SAID = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +111,7 @@ class IngestHandler:
         self._metrics, self._clock = metrics, clock
         self._expected: dict[int, int | None] = {}
         self._set_aside: set[tuple[int, int]] = set()
+        self._said: set[RefusedProbe] = set()
 
     def assigned(self, partitions: Iterable[int]) -> dict[int, int | None]:
         """Takes over these partitions and no others; from which offset on each is to be read (None: its beginning).
@@ -208,6 +212,7 @@ class IngestHandler:
         if result.late:
             agents = sorted({envelope.agent_id for envelope in envelopes})[:MOST_NAMED]
             log.warning("ingest.late", partition=partition, requests=result.late, agents=agents)
+        self._refused(result.refused)
         log.debug(
             "ingest.batch_applied",
             partition=partition,
@@ -215,6 +220,25 @@ class IngestHandler:
             applied=result.applied,
             duplicates=result.duplicates,
         )
+
+    def _refused(self, probes: Iterable[RefusedProbe]) -> None:
+        """Counts the layers that were left out, and says each once."""
+        for probe in probes:
+            self._metrics.refused_probes.labels("width").inc()
+            if probe in self._said:
+                continue
+            if len(self._said) >= _MOST_SAID:
+                self._said.clear()
+            self._said.add(probe)
+            log.warning(
+                "ingest.probe_refused",
+                model=probe.model,
+                version=probe.version,
+                layer=probe.layer,
+                channels=probe.channels,
+                known=probe.known,
+                hint="its width changes from message to message; leave it out with --probes at the agents",
+            )
 
     def _dead(self, partition: int, record: Record, reason: str, error: Exception) -> None:
         if (partition, record.offset) in self._set_aside:  # published already, when the batch was tried before

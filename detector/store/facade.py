@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 
 from agent.summary import Summary
 from agent.wire import Envelope, Probe
-from detector.domain.agents import AgentLimits, AgentState, Heard
+from detector.domain.agents import AgentState, Heard
 from detector.domain.batches import Span
 from detector.domain.finding import Check
 from detector.domain.layered import Layered
 from detector.domain.runbook import Runbook
+from detector.domain.settings import AgentLimits
 from detector.domain.slots import Slot
 from detector.domain.types import (
     Advance,
@@ -87,9 +88,9 @@ class Store:
         """Applies a micro-batch and moves the offset from ``expected_offset`` (None: not there yet), all or nothing.
 
         ``heard`` says when each message was heard of; without it, their agents' clocks are believed, and the clock says
-        what is complete.
+        what is complete. A layer whose width is not that of its model version is left out, and named in the result.
 
-        Raises LostOwnership where the offset is another, StoreRefused where a message contradicts what is stored.
+        Raises LostOwnership where the offset is another, StoreRefused where Postgres does not take a message.
         """
         with self._database.begin() as connection:
             return ingest.apply(connection, topic, partition, expected_offset, next_offset, envelopes, heard, limits)

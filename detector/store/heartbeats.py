@@ -14,7 +14,8 @@ from sqlalchemy import Connection, or_, select, text, tuple_, update
 from sqlalchemy.dialects.postgresql import insert
 
 from agent.wire import Deployment, Envelope, Heartbeat, Window
-from detector.domain.agents import AgentLimits, AgentState, Heard
+from detector.domain.agents import AgentState, Heard
+from detector.domain.settings import AgentLimits
 from detector.store.merging import moment
 from detector.store.tables import heartbeats
 

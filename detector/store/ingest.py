@@ -13,8 +13,9 @@ from sqlalchemy import Connection, select, text, tuple_, update
 from sqlalchemy.dialects.postgresql import insert
 
 from agent.wire import Deployment, Envelope, Heartbeat
-from detector.domain.agents import AgentLimits, Heard
-from detector.domain.types import IngestResult
+from detector.domain.agents import Heard
+from detector.domain.settings import AgentLimits
+from detector.domain.types import IngestResult, RefusedProbe
 from detector.domain.watermark import BREAK, Ingested
 from detector.store import comparisons, heartbeats, locks, merging
 from detector.store.errors import LostOwnership
@@ -94,6 +95,7 @@ def apply(
     _advance(connection, topic, partition, expected, next_offset, None if heard is None else NOTHING_COMPLETE)
     messages = [envelope for envelope in envelopes if not isinstance(envelope.body, Heartbeat)]
     fresh = _unseen(connection, messages)
+    refused: list[RefusedProbe] = []
     late = 0
     if fresh:
         ids = _version_ids(connection, fresh)
@@ -101,11 +103,14 @@ def apply(
             locks.wait(connection, locks.MERGE, version_id)
         _deploy(connection, fresh, ids)
         versioned = [(ids[_version_key(envelope)], envelope) for envelope in fresh]
-        late = merging.merge_windows(connection, versioned)
-        comparisons.merge_comparisons(connection, versioned)
+        merged = merging.merge_windows(connection, versioned)
+        late = merged.late
+        refused += merged.refused
+        refused += comparisons.merge_comparisons(connection, versioned)
     told = [_claimed(envelope) for envelope in envelopes] if heard is None else heard
     heartbeats.record(connection, topic, partition, envelopes, told, limits)
-    return IngestResult(len(fresh) + len(envelopes) - len(messages), len(messages) - len(fresh), late)
+    applied = len(fresh) + len(envelopes) - len(messages)
+    return IngestResult(applied, len(messages) - len(fresh), tuple(refused), late)
 
 
 def _claimed(envelope: Envelope) -> Heard:

@@ -14,6 +14,7 @@ import structlog
 from kafka import ConsumerRebalanceListener, KafkaConsumer, OffsetAndMetadata, TopicPartition
 from kafka.errors import KafkaError
 
+from agent.supervise import Backoff, repeat
 from detector.ingestion.cuts import Cuts, Mark
 from detector.ingestion.ingest import Record, RetryLater
 from detector.ingestion.transport.letters import CONNECT_MS, ApiVersion, reach
@@ -73,8 +74,10 @@ class Consumer:
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         """Nothing is connected before `run`. ``options`` are further settings of the client, such as TLS."""
-        self._topic, self._metrics, self._jitter = topic, metrics, jitter
-        self._bootstrap, self._clock = bootstrap, clock
+        self._topic, self._metrics, self._clock = topic, metrics, clock
+        self._broker, self._later = (Backoff(FIRST_DELAY, LAST_DELAY, jitter) for _ in range(2))
+        self._reached = True
+        self._bootstrap = bootstrap
         self._settings: dict[str, Any] = {
             "bootstrap_servers": bootstrap.split(","),
             "client_id": "reluscope-detector",
@@ -95,20 +98,21 @@ class Consumer:
 
     def run(self, handler: Handler, stop: threading.Event) -> None:
         """Feeds ``handler`` until ``stop`` is set; outlives an unreachable broker. Raises what the handler raises."""
-        failures = 0
-        while not stop.is_set():
-            try:
-                with self._connected() as (consumer, rebalances):
-                    if failures:
-                        log.info("ingest.broker_reached")
-                    failures = 0
-                    self._consume(consumer, rebalances, handler, stop)
-            except KafkaError as error:
-                self._metrics.ingest_errors.labels("broker").inc()
-                if not failures:  # said once, not at every attempt
-                    log.warning("ingest.broker_unreachable", error=str(error))
-                stop.wait(self._delay(failures))
-                failures += 1
+        repeat(lambda: self._session(handler, stop), stop, self._broker, self._lost, on=KafkaError)
+
+    def _session(self, handler: Handler, stop: threading.Event) -> None:
+        with self._connected() as (consumer, rebalances):
+            if not self._reached:
+                log.info("ingest.broker_reached")
+            self._reached = True
+            self._broker.reset()
+            self._consume(consumer, rebalances, handler, stop)
+
+    def _lost(self, error: Exception, _seconds: float) -> None:
+        self._metrics.ingest_errors.labels("broker").inc()
+        if self._reached:  # said once, not at every attempt
+            log.warning("ingest.broker_unreachable", error=str(error))
+        self._reached = False
 
     @contextmanager
     def _connected(self) -> Iterator[tuple[Any, _Rebalances]]:
@@ -125,7 +129,7 @@ class Consumer:
             consumer.close(autocommit=False, timeout_ms=CONNECT_MS)
 
     def _consume(self, consumer: Any, rebalances: _Rebalances, handler: Handler, stop: threading.Event) -> None:
-        positioned, failures = False, 0
+        positioned = False
         cuts, next_cut = Cuts(), time.monotonic()
         while not stop.is_set():
             polled = consumer.poll(timeout_ms=POLL_MS, max_records=MAX_RECORDS)
@@ -142,14 +146,14 @@ class Consumer:
                 if time.monotonic() >= next_cut:
                     self._cut(consumer, handler, cuts)
                     next_cut = time.monotonic() + CUT_SECONDS
-                failures = 0
+                self._later.reset()
             except RetryLater as error:
                 positioned = False
                 self._metrics.ingest_errors.labels(error.reason).inc()
-                log.warning("ingest.retry", reason=error.reason, error=str(error), failures=failures + 1)
+                seconds = self._later.seconds()
+                log.warning("ingest.retry", reason=error.reason, error=str(error), retry_seconds=round(seconds, 1))
                 consumer.pause(*consumer.assignment())
-                stop.wait(self._delay(failures))
-                failures += 1
+                stop.wait(seconds)
 
     def _position(self, consumer: Any, handler: Handler) -> bool:
         """Moves every assigned partition to its offset in Postgres; False where a rebalance came in between."""
@@ -191,9 +195,6 @@ class Consumer:
             log.debug("ingest.no_cut", error=str(error))
             return
         handler.reached(cuts.reached({number: place for number, place in places.items() if place is not None}))
-
-    def _delay(self, failures: int) -> float:
-        return float(min(FIRST_DELAY * 2.0 ** min(failures, 10), LAST_DELAY) * (0.5 + self._jitter() / 2))
 
 
 def _appended(message: Any) -> datetime | None:
