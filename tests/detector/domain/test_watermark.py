@@ -32,7 +32,7 @@ def test_what_waits_at_an_agent_holds_it_for_as_long_as_the_agent_gets_on() -> N
     stuck = agent(waiting_since=NOW - HOUR, waiting_moved_at=NOW - 121 * SECOND)
     assert closed(stuck) == GRACE
     for state in ("silent", "stopped"):
-        assert closed(agent("a", state, waiting_since=NOW - HOUR, waiting_moved_at=NOW)) == GRACE  # type: ignore[arg-type]
+        assert closed(agent("a", state, waiting_since=NOW - HOUR, waiting_moved_at=NOW)) == GRACE
 
 
 def test_after_a_break_it_waits_for_those_who_lived_before_it() -> None:
