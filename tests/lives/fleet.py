@@ -17,6 +17,7 @@ import numpy as np
 import psycopg
 from prometheus_client.parser import text_string_to_metric_families
 
+from agent import wire
 from deploy.local.postgres import psycopg_url
 from detector.checks.check import run_all
 from detector.domain.settings import CheckSettings
@@ -240,8 +241,6 @@ class Fleet:
 
 def _held(pod: Pod) -> int:
     """Requests that wait in a pod's outbox."""
-    from agent import wire
-
     bodies = [wire.decode(payload).body for payload in pod.outbox]
     return sum(body.probes[0].summary.n for body in bodies if isinstance(body, wire.Window))
 
