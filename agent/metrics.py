@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable
 from functools import partial
 
@@ -37,7 +38,28 @@ WITHHELD_REASONS = ("stopping", "version_gone", "stale", "width_changed")
 """Why requests are never told of: still too few when the agent stops, when their version goes away, for longer than
 --carry-seconds, or when the probe's width changes."""
 
+TALLIED = ("requests", "sampled", "replayed", "rejected", "dropped")
+"""What heartbeats say of a model version's requests."""
+
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+
+
+class Tally:
+    """Requests of one model version since the agent's start, for its heartbeats; any thread may count."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._counts = dict.fromkeys(TALLIED, 0)
+
+    def count(self, what: str, n: int = 1) -> None:
+        """Adds to one of `TALLIED`."""
+        with self._lock:
+            self._counts[what] += n
+
+    def read(self) -> dict[str, int]:
+        """All counts, as of one moment."""
+        with self._lock:
+            return dict(self._counts)
 
 
 class AgentMetrics:
@@ -105,6 +127,7 @@ class AgentMetrics:
         )
         for reason in DROP_REASONS:
             self.dropped_total.labels(reason)
+        self._tallies: dict[tuple[str, str], Tally] = {}
         self._add_budget()
         self._add_paired()
 
@@ -167,6 +190,10 @@ class AgentMetrics:
         )
         for reason in PAIRED_DROP_REASONS:
             self.paired_dropped_total.labels(reason)
+
+    def tally(self, model: str, version: str) -> Tally:
+        """The counts of a model version; one for each that was ever loaded here."""
+        return self._tallies.setdefault((model, version), Tally())
 
     def start_model(self, model: str) -> None:
         """Let a model's request counters start at 0, so that the first increase is seen."""

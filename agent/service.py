@@ -16,6 +16,7 @@ from agent.budget.memory import NoRoom
 from agent.budget.owner import Budget, BudgetLimits
 from agent.budget.shares import ModelKey
 from agent.delivery.drops import ProbeDrops
+from agent.delivery.heartbeats import Heartbeats, Rhythm
 from agent.delivery.outbox import Outbox, OutboxError
 from agent.delivery.sender import Sender
 from agent.delivery.transport import Publisher
@@ -65,6 +66,7 @@ def command(settings: AgentSettings) -> None:
     def pushed_out(item: Captured) -> None:
         metrics.dropped_total.labels("queue_share").inc()
         metrics.overflowed_total.labels(*item.key).inc()
+        metrics.tally(*item.key).count("dropped")
 
     queue: ByteQueue[Captured] = ByteQueue(settings.queue_bytes, settings.queue_items, pushed_out)
     capture, state_dir, sample_rate = settings.capture, settings.state_dir, settings.sample_rate
@@ -135,6 +137,14 @@ def command(settings: AgentSettings) -> None:
         metrics,
         agent_id=settings.agent_id,
     )
+    heartbeats = Heartbeats(
+        settings.agent_id,
+        outbox.boot_epoch,
+        Rhythm(int(settings.heartbeat_seconds * 1000), window_ms, sample_rate),
+        models.standing,
+        lambda model, version: metrics.tally(model, version).read(),
+        outbox.oldest,
+    )
 
     def watch_models(event: threading.Event) -> None:
         if watch is not None:
@@ -151,7 +161,7 @@ def command(settings: AgentSettings) -> None:
     ]
     if watch is not None:
         loops.append(supervised("server", watch.run, stop))
-    publishing = supervised("publisher", lambda event: publisher.run(outbox, event), publish_stop)
+    publishing = supervised("publisher", lambda event: publisher.run(outbox, event, heartbeats), publish_stop)
     app = http.build_app(models, queue, samplers, metrics, limits, on_response=pairs.intake.offer_response)
     repository = str(settings.repository)
     log.info("agent.started", agent_id=settings.agent_id, boot_epoch=outbox.boot_epoch, repository=repository)
@@ -160,12 +170,14 @@ def command(settings: AgentSettings) -> None:
     except OSError as error:
         raise click.ClickException(f"cannot listen on {settings.host}:{settings.port}: {error}") from error
     finally:
-        # In order: no new requests, then the open windows into the outbox, then what the broker still takes.
+        # In order: no new requests, then the open windows into the outbox, then what the broker still takes, and the
+        # farewell.
         stop.set()
         queue.close()
         work_stop.set()
         deadline = time.monotonic() + _STOP_SECONDS
         join(loops, deadline - _PUBLISH_SECONDS)
+        heartbeats.leave()
         publish_stop.set()
         join([publishing], deadline)
         outbox.close()

@@ -47,6 +47,8 @@ class AgentSettings:
     window_grace_seconds: float = Field(default=1.0, ge=0)
     """How long a window waits for its last requests."""
     group: MinGroup
+    heartbeat_seconds: float = Field(default=30.0, ge=0.1, le=3600)
+    """How often the agent says that it lives; it counts as silent once three of these were missed."""
     queue_bytes: Annotated[int, Option("queue_mib", unit=MIB)] = Field(default=64 * MIB, ge=1)
     """Memory for requests that wait for replay."""
     queue_items: int = Field(default=4096, ge=1)

@@ -20,7 +20,7 @@ from detector import resources
 from detector.alerting import runbooks
 from detector.checks import check
 from detector.domain.finding import Check
-from detector.domain.settings import CheckSettings, Database, PairedSettings
+from detector.domain.settings import AgentLimits, CheckSettings, Database, PairedSettings
 from detector.http import Backend, HttpServer, build_app
 from detector.ingestion.ingest import IngestHandler
 from detector.ingestion.transport import Consumer, DeadLetters, Unreachable, reach
@@ -56,6 +56,7 @@ class Settings:
     """json where a machine reads the log."""
     checks: CheckSettings
     paired: PairedSettings
+    agents: AgentLimits
 
 
 class Service:
@@ -144,7 +145,7 @@ class Service:
 
     def _ingest(self, letters: DeadLetters, stop: threading.Event) -> None:
         kafka = self._settings.kafka
-        handler = IngestHandler(self._store, kafka.topic, letters, self._metrics, self._clock)
+        handler = IngestHandler(self._store, kafka.topic, letters, self._metrics, self._clock, self._settings.agents)
         consumer = Consumer(
             kafka.bootstrap_servers, kafka.topic, self._settings.group, kafka.api_version, self._metrics
         )

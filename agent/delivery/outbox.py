@@ -156,6 +156,16 @@ class Outbox:
                 raise self._error(error) from error
         return items
 
+    def oldest(self, key: str) -> bytes | None:
+        """The payload of the oldest message with a key; None where none waits."""
+        with self._lock:
+            try:
+                query = "SELECT payload FROM messages WHERE key = ? ORDER BY id LIMIT 1"
+                row = self._db.execute(query, (key,)).fetchone()
+            except sqlite3.Error as error:
+                raise self._error(error) from error
+        return None if row is None else bytes(row[0])
+
     def acknowledge(self, rowids: Iterable[int]) -> None:
         """Forget messages that the broker has; unknown row ids are passed over.
 

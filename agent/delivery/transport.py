@@ -15,15 +15,18 @@ import structlog
 from kafka import KafkaProducer
 from kafka.errors import KafkaError, KafkaTimeoutError, MessageSizeTooLargeError
 
+from agent.delivery.heartbeats import Heartbeats
 from agent.delivery.outbox import Item, Outbox
 from agent.metrics import AgentMetrics
 from agent.supervise import Backoff, repeat
-from agent.wire import SCHEMA_VERSION
+from agent.wire import SCHEMA_VERSION, encode
 
 _log = structlog.get_logger()
 _BATCH = 200
 """Messages on their way at one time."""
 _IDLE_SECONDS = 0.2
+_PATIENCE_SECONDS = 30.0
+"""How long the broker may take to acknowledge a batch."""
 _FIRST_DELAY = 0.5
 _LAST_DELAY = 30.0
 _BLOCK_SECONDS = 1.5
@@ -94,46 +97,54 @@ class Publisher:
             **(options or {}),
         }
 
-    def run(self, outbox: Outbox, stop: threading.Event) -> None:
+    def run(self, outbox: Outbox, stop: threading.Event, heartbeats: Heartbeats | None = None) -> None:
         """Publish until `stop` is set, then try for two seconds more to send what waits; returns within five."""
         client_log = logging.getLogger("kafka")
         if client_log.level == logging.NOTSET:  # it reports every attempt to connect; `_report` says it once
             client_log.setLevel(logging.CRITICAL)
         try:
-            repeat(lambda: self._publish(outbox, stop), stop, self._backoff, lambda error, _: self._report(error))
-            self._drain(outbox, stop)
+            repeat(lambda: self._publish(outbox, stop, heartbeats), stop, self._backoff, lambda e, _: self._report(e))
+            self._drain(outbox, stop, heartbeats)
         finally:
             self._disconnect()
 
-    def _publish(self, outbox: Outbox, stop: threading.Event) -> None:
+    def _publish(self, outbox: Outbox, stop: threading.Event, heartbeats: Heartbeats | None) -> None:
         while not stop.is_set():
-            if not self._round(outbox, stop):
+            if not self._round(outbox, stop, heartbeats):
                 stop.wait(_IDLE_SECONDS)
             self._backoff.reset()
 
-    def _drain(self, outbox: Outbox, stop: threading.Event) -> None:
+    def _drain(self, outbox: Outbox, stop: threading.Event, heartbeats: Heartbeats | None) -> None:
         deadline = time.monotonic() + _DRAIN_SECONDS
         try:
-            while not self._failing and time.monotonic() < deadline and self._round(outbox, stop):
+            while not self._failing and time.monotonic() < deadline and self._round(outbox, stop, heartbeats):
                 pass
         except Exception as error:
             self._report(error)
 
-    def _round(self, outbox: Outbox, stop: threading.Event) -> bool:
-        """Send the oldest messages and wait for the broker; False where there are none.
+    def _round(self, outbox: Outbox, stop: threading.Event, heartbeats: Heartbeats | None = None) -> bool:
+        """Send the oldest messages and due heartbeats, and wait for the broker; False where there are none.
+
+        Heartbeats follow the messages, so that what is on its way is not said to wait, but go before a backlog, and
+        before the first message of all.
 
         Raises:
             Exception: some were not acknowledged; those that were have been forgotten all the same.
         """
-        if outbox.depth()[0] == 0:
+        waiting = outbox.depth()[0]
+        due = heartbeats if heartbeats is not None and heartbeats.due() else None
+        if waiting == 0 and due is None:
             return False
         if self._producer is None:
             self._producer = self._connect()
+        if due is not None and (waiting > _BATCH or due.unknown()):
+            self._beat(due, stop)
+            due = None
         sent: list[_Sent] = []
         failure: Exception | None = None
         for item in outbox.pending(_BATCH, self._max_in_flight_bytes):
             try:
-                sent.append(_Sent(item, self._send(item)))
+                sent.append(_Sent(item, self._send(item.key, item.payload, item.epoch, item.seq)))
             except MessageSizeTooLargeError as error:
                 self._refuse(outbox, item, error)
             except KafkaError as error:
@@ -142,7 +153,23 @@ class Publisher:
         failure = self._settle(outbox, sent, stop) or failure
         if failure is not None:
             raise failure
+        if due is not None:
+            self._beat(due, stop)
         return True
+
+    def _beat(self, heartbeats: Heartbeats, stop: threading.Event) -> None:
+        """Send heartbeats; raises what the broker answers. They are not repeated: the next round makes new ones."""
+        made = heartbeats.make()
+        sent = [self._send(envelope.key, encode(envelope), envelope.boot_epoch, envelope.seq) for envelope in made]
+        until = time.monotonic() + _PATIENCE_SECONDS
+        for future in sent:
+            self._await(future, until, stop)
+            if not future.succeeded():
+                error = future.exception if future.is_done else KafkaTimeoutError("no answer to a heartbeat in time")
+                self._disconnect()
+                raise error
+        heartbeats.delivered(made)
+        self._report(None)
 
     def _connect(self) -> Any:
         made: list[Any] = []
@@ -159,26 +186,32 @@ class Publisher:
                 client.close()
             raise
 
-    def _send(self, item: Item) -> Any:
+    def _send(self, key: str, payload: bytes, epoch: int, seq: int) -> Any:
         headers = [
             ("agent", self._agent_id),
-            ("epoch", b"%d" % item.epoch),
-            ("seq", b"%d" % item.seq),
+            ("epoch", b"%d" % epoch),
+            ("seq", b"%d" % seq),
             ("schema", b"%d" % SCHEMA_VERSION),
         ]
-        return self._producer.send(self._topic, key=item.key.encode(), value=item.payload, headers=headers)
+        return self._producer.send(self._topic, key=key.encode(), value=payload, headers=headers)
+
+    def _await(self, future: Any, until: float, stop: threading.Event) -> None:
+        """Wait for a future to be done, until a `time.monotonic`, or little longer than ``stop``."""
+        while not future.is_done and time.monotonic() < until:
+            if stop.is_set():
+                until = min(until, time.monotonic() + _DRAIN_SECONDS)
+            with contextlib.suppress(Exception):  # still under way, or failed: told apart by the caller
+                future.get(timeout=0.1)
 
     def _settle(self, outbox: Outbox, sent: list[_Sent], stop: threading.Event) -> Exception | None:
         """Wait for the fate of all; forget the acknowledged. Returns why others were not, if any."""
         done: list[int] = []
         failure: Exception | None = None
-        patience = time.monotonic() + 30
+        until = time.monotonic() + _PATIENCE_SECONDS
         for each in sent:
-            while not each.future.is_done and time.monotonic() < patience:
-                if stop.is_set():
-                    patience = min(patience, time.monotonic() + _DRAIN_SECONDS)
-                with contextlib.suppress(Exception):  # still under way, or failed: told apart below
-                    each.future.get(timeout=0.1)
+            if stop.is_set():
+                until = min(until, time.monotonic() + _DRAIN_SECONDS)
+            self._await(each.future, until, stop)
             if not each.future.is_done:
                 failure = KafkaTimeoutError("the broker has not acknowledged in time")
             elif each.future.succeeded():

@@ -111,8 +111,11 @@ class _Intake:
 
     async def _take_request(self, request: Request, model: ModelMetadata, header_id: str | None) -> Response:
         self._metrics.requests_total.labels(model.name).inc()
+        tally = self._metrics.tally(model.name, model.version)
+        tally.count("requests")
         if not model.ready:
             self._metrics.dropped_total.labels("model_not_ready").inc()
+            tally.count("dropped")
             return _not_ready(model)
         try:
             header_length = _header_length(request)
@@ -122,14 +125,17 @@ class _Intake:
             if request.headers.get("x-reluscope-validate") == "1":
                 await self._validate(model, body, header_length, encoding, weight)
         except OipError as error:
+            tally.count("rejected")
             return self._rejected(model, error)
         body_id = id_at_head(body) if encoding is None and header_length != 0 else None
         arrival = self._samplers.of(model.key).request(model.name, header_id or body_id)
         if arrival.kept:
             self._metrics.sampled_total.labels(model.name).inc()
+            tally.count("sampled")
             captured = self._captured(model, body, header_length, encoding, arrival)
             if not self._queue.offer(captured, weight, captured.key):
                 self._metrics.dropped_total.labels("queue_full").inc()
+                tally.count("dropped")
                 self._metrics.overflowed_total.labels(*captured.key).inc()
         answer: dict[str, Any] = {"model_name": model.name, "model_version": model.version, "outputs": []}
         if body_id is not None:

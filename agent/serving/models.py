@@ -15,6 +15,7 @@ from agent.capture.calibration import Calibration
 from agent.capture.choice import ChoiceError
 from agent.capture.settings import CaptureSettings
 from agent.capture.timing import Stopped
+from agent.delivery.heartbeats import Standing
 from agent.instrument import Instrumented, InstrumentError
 from agent.intake.catalog import ModelMetadata
 from agent.metrics import AgentMetrics
@@ -102,6 +103,11 @@ class Models:
             return sorted({path.parts[-3] for path in self._root.glob(f"*/*/{MODEL_FILE}")})
         except OSError:
             return []
+
+    def standing(self) -> list[Standing]:
+        """What is observed now, and what should be and could not be loaded."""
+        served = [Standing(*key, one.digest) for key, one in self._served.items()]
+        return served + [Standing(*key, "") for key in sorted({*self._refused, *self._deferred})]
 
     def refresh(self, stopped: Callable[[], bool] = lambda: False) -> None:
         """Loads what is new or changed, forgets what has gone; comes back soon once ``stopped()``.

@@ -155,6 +155,7 @@ class Worker:
         served = self._models.served(*key)
         if served is None:  # replaced or removed while its requests waited
             self._metrics.dropped_total.labels("model_gone").inc(len(items))
+            self._metrics.tally(*key).count("dropped", len(items))
             return
         self._replay_version(served, items)
 
@@ -183,6 +184,7 @@ class Worker:
     def _broken(self, served: Served, rows: int, error: Exception) -> int:
         """Counts and logs what nobody foresaw; an error's text may quote values, so only its type is told."""
         self._metrics.dropped_total.labels("internal").inc(rows)
+        self._metrics.tally(*served.entry.key).count("dropped", rows)
         kind = type(error).__name__
         where = traceback.extract_tb(error.__traceback__)[-1]
         self._repeats.warning(
@@ -210,6 +212,7 @@ class Worker:
                 raise OipError("shape", str(error)) from error
         except OipError as error:
             self._metrics.rejected_total.labels(item.model, error.reason).inc()
+            self._metrics.tally(item.model, item.version).count("rejected")
             kind = (item.model, error.reason)
             self._repeats.warning(
                 "request.rejected", kind, model=item.model, reason=error.reason, message=error.message
@@ -217,6 +220,7 @@ class Worker:
             return None
         except Exception as error:  # a body is hostile: whatever it does to the parser, the loop goes on
             self._metrics.rejected_total.labels(item.model, "internal").inc()
+            self._metrics.tally(item.model, item.version).count("rejected")
             self._repeats.warning(
                 "request.rejected",
                 (item.model, "internal"),
@@ -238,15 +242,18 @@ class Worker:
             pooled = served.engine.run(batch.inputs)
         except EngineClosed:
             self._metrics.dropped_total.labels("model_gone").inc(requests)
+            self._metrics.tally(entry.model, entry.version).count("dropped", requests)
             return requests
         except NoMemory as error:  # of sessions, so that smaller batches would not help
             self._metrics.dropped_total.labels("no_memory").inc(requests)
+            self._metrics.tally(entry.model, entry.version).count("dropped", requests)
             self._repeats.warning("replay.no_memory", entry.key, model=entry.model, reason=str(error))
             return requests
         except ReplayError as error:
             if requests > 1 and not batch.whole:
                 return sum(self._run_batch(served, half) for half in halves(batch, served.instrumented.batch_axes))
             self._metrics.rejected_total.labels(entry.model, "replay_failed").inc()
+            self._metrics.tally(entry.model, entry.version).count("rejected")
             self._repeats.warning(
                 "replay.failed", entry.key, model=entry.model, version=entry.version, reason=str(error)
             )
@@ -260,4 +267,5 @@ class Worker:
         probes = served.instrumented.probes
         self._accumulator.add(entry.model, entry.version, served.digest, probes, counted, batch.arrived_ms)
         self._metrics.replayed_total.labels(entry.model, entry.version).inc(requests)
+        self._metrics.tally(entry.model, entry.version).count("replayed", requests)
         return 0

@@ -12,6 +12,7 @@ from agent.summary import Summary
 
 ProbeKind = Literal["input", "activation", "output"]
 BaselineKind = Literal["reference_model", "cpu_provider", "served_response", "holdout"]
+HeartbeatStatus = Literal["serving", "stopped", "refused"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +69,30 @@ class Deployment:
     probes: tuple[Probe, ...]
     not_probed: tuple[NotProbed, ...]
     provider: str
+
+
+@dataclass(frozen=True, slots=True)
+class Heartbeat:
+    """What one agent does with one model version; counts are of requests since the agent's start."""
+
+    at_ms: int
+    """The agent's clock as the message is handed to Kafka, Unix milliseconds."""
+    status: HeartbeatStatus
+    """ "stopped" is a farewell: the agent serves the version no more. "refused": it cannot load it."""
+    interval_ms: int
+    """When the next is due."""
+    window_ms: int
+    sample_rate: float
+    """As configured, 0 to 1; budgets may lower it."""
+    requests: int = 0
+    sampled: int = 0
+    replayed: int = 0
+    rejected: int = 0
+    """With content that cannot be read or run."""
+    dropped: int = 0
+    """Lost for want of room or time."""
+    waiting_since_ms: int | None = None
+    """Start of the oldest window that the broker has not acknowledged; None where it has all."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -135,7 +160,7 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class Envelope:
-    """One message on Kafka; (agent_id, boot_epoch, seq) names it for ever."""
+    """One message on Kafka; (agent_id, boot_epoch, seq) names it for ever, heartbeats apart from all others."""
 
     agent_id: str
     boot_epoch: int
@@ -143,7 +168,7 @@ class Envelope:
     model: str
     version: str
     digest: str
-    body: Window | Deployment | Comparison
+    body: Window | Deployment | Comparison | Heartbeat
 
     @property
     def key(self) -> str:

@@ -21,6 +21,29 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _HeartbeatStatus:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _HeartbeatStatusEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_HeartbeatStatus.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    HEARTBEAT_STATUS_UNSPECIFIED: _HeartbeatStatus.ValueType  # 0
+    SERVING: _HeartbeatStatus.ValueType  # 1
+    STOPPED: _HeartbeatStatus.ValueType  # 2
+    """a farewell: this agent serves the version no more, and says nothing of it from now on"""
+    REFUSED: _HeartbeatStatus.ValueType  # 3
+    """the version is in the repository, and the agent cannot load it; digest is empty"""
+
+class HeartbeatStatus(_HeartbeatStatus, metaclass=_HeartbeatStatusEnumTypeWrapper): ...
+
+HEARTBEAT_STATUS_UNSPECIFIED: HeartbeatStatus.ValueType  # 0
+SERVING: HeartbeatStatus.ValueType  # 1
+STOPPED: HeartbeatStatus.ValueType  # 2
+"""a farewell: this agent serves the version no more, and says nothing of it from now on"""
+REFUSED: HeartbeatStatus.ValueType  # 3
+"""the version is in the repository, and the agent cannot load it; digest is empty"""
+Global___HeartbeatStatus: _TypeAlias = HeartbeatStatus  # noqa: Y015
+
 class _ProbeKind:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -75,6 +98,7 @@ class Envelope(_message.Message):
     WINDOW_FIELD_NUMBER: _builtins.int
     DEPLOYMENT_FIELD_NUMBER: _builtins.int
     COMPARISON_FIELD_NUMBER: _builtins.int
+    HEARTBEAT_FIELD_NUMBER: _builtins.int
     schema_version: _builtins.int
     agent_id: _builtins.str
     """(agent_id, boot_epoch, seq) names a message for ever: redelivery repeats all three."""
@@ -94,6 +118,10 @@ class Envelope(_message.Message):
     def comparison(self) -> Global___Comparison:
         """since schema_version 2"""
 
+    @_builtins.property
+    def heartbeat(self) -> Global___Heartbeat:
+        """since schema_version 3"""
+
     def __init__(
         self,
         *,
@@ -107,16 +135,82 @@ class Envelope(_message.Message):
         window: Global___Window | None = ...,
         deployment: Global___Deployment | None = ...,
         comparison: Global___Comparison | None = ...,
+        heartbeat: Global___Heartbeat | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "comparison", b"comparison", "deployment", b"deployment", "window", b"window"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "comparison", b"comparison", "deployment", b"deployment", "heartbeat", b"heartbeat", "window", b"window"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "body", b"body", "boot_epoch", b"boot_epoch", "comparison", b"comparison", "deployment", b"deployment", "digest", b"digest", "model", b"model", "schema_version", b"schema_version", "seq", b"seq", "version", b"version", "window", b"window"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "body", b"body", "boot_epoch", b"boot_epoch", "comparison", b"comparison", "deployment", b"deployment", "digest", b"digest", "heartbeat", b"heartbeat", "model", b"model", "schema_version", b"schema_version", "seq", b"seq", "version", b"version", "window", b"window"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["window", "deployment", "comparison"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["window", "deployment", "comparison", "heartbeat"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
 Global___Envelope: _TypeAlias = Envelope  # noqa: Y015
+
+@_typing.final
+class Heartbeat(_message.Message):
+    """What one agent does with one model version, said at a steady interval. Only the newest matters: a heartbeat waits in no
+    queue and is never repeated, and its `seq` counts heartbeats alone.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AT_UNIX_MS_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    INTERVAL_MS_FIELD_NUMBER: _builtins.int
+    WINDOW_MS_FIELD_NUMBER: _builtins.int
+    SAMPLE_RATE_FIELD_NUMBER: _builtins.int
+    REQUESTS_FIELD_NUMBER: _builtins.int
+    SAMPLED_FIELD_NUMBER: _builtins.int
+    REPLAYED_FIELD_NUMBER: _builtins.int
+    REJECTED_FIELD_NUMBER: _builtins.int
+    DROPPED_FIELD_NUMBER: _builtins.int
+    WAITING_SINCE_UNIX_MS_FIELD_NUMBER: _builtins.int
+    at_unix_ms: _builtins.int
+    """the agent's clock as the message is handed to Kafka"""
+    status: Global___HeartbeatStatus.ValueType
+    interval_ms: _builtins.int
+    """when the next is due"""
+    window_ms: _builtins.int
+    """length of the agent's windows"""
+    sample_rate: _builtins.float
+    """as configured; budgets may lower it"""
+    requests: _builtins.int
+    """Requests of this model version since the agent's start, so that a heartbeat that is lost or repeated changes nothing.
+    arrived
+    """
+    sampled: _builtins.int
+    """chosen for replay"""
+    replayed: _builtins.int
+    """run through the model"""
+    rejected: _builtins.int
+    """with content that cannot be read or run"""
+    dropped: _builtins.int
+    """lost for want of room or time"""
+    waiting_since_unix_ms: _builtins.int
+    """start of the oldest window that the broker has not acknowledged; 0 for none"""
+    def __init__(
+        self,
+        *,
+        at_unix_ms: _builtins.int = ...,
+        status: Global___HeartbeatStatus.ValueType = ...,
+        interval_ms: _builtins.int = ...,
+        window_ms: _builtins.int = ...,
+        sample_rate: _builtins.float = ...,
+        requests: _builtins.int = ...,
+        sampled: _builtins.int = ...,
+        replayed: _builtins.int = ...,
+        rejected: _builtins.int = ...,
+        dropped: _builtins.int = ...,
+        waiting_since_unix_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_unix_ms", b"at_unix_ms", "dropped", b"dropped", "interval_ms", b"interval_ms", "rejected", b"rejected", "replayed", b"replayed", "requests", b"requests", "sample_rate", b"sample_rate", "sampled", b"sampled", "status", b"status", "waiting_since_unix_ms", b"waiting_since_unix_ms", "window_ms", b"window_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Heartbeat: _TypeAlias = Heartbeat  # noqa: Y015
 
 @_typing.final
 class Deployment(_message.Message):

@@ -15,12 +15,14 @@ import structlog
 from detector.checks.examine import Measured, accumulate, judge, judge_fleet, measure
 from detector.checks.layer_findings import LayerResult
 from detector.checks.policy import conclude
+from detector.checks.taken import what_is_taken
 from detector.domain.batches import Batch, cut, waiting
 from detector.domain.finding import Check
 from detector.domain.layered import Layered
 from detector.domain.settings import CheckSettings
 from detector.domain.slots import Slot, matching
 from detector.domain.types import Advance, AlarmState, ModelVersion, Reference
+from detector.domain.watermark import Ingested, closed_until
 from detector.paired import ComparisonStore, PairedSettings, extended
 from detector.references import choice as reference_choice
 from detector.statistics.dead import LABELS
@@ -39,7 +41,8 @@ class CheckStore(reference_choice.ReferenceStore, ComparisonStore, Protocol):
 
     def versions(self, since: datetime) -> list[ModelVersion]: ...
     def compared_versions(self, since: datetime) -> list[tuple[ModelVersion, datetime]]: ...
-    def current_versions(self) -> list[ModelVersion]: ...
+    def current_versions(self, now: datetime) -> list[ModelVersion]: ...
+    def ingested(self, version_id: int, now: datetime) -> Ingested: ...
     def reference_slot(self, reference_id: int, slot: Slot) -> Layered: ...
     def agents(self, version_id: int, start: datetime, end: datetime) -> Agents: ...
     def live_agents(self, version_id: int, names: Collection[str], since: datetime) -> set[str]: ...
@@ -68,7 +71,7 @@ def run_all(
     paired = paired or PairedSettings()
     done: list[Check] = []
     failures: list[Exception] = []
-    current = store.current_versions()
+    current = store.current_versions(now)
     active = store.versions(now - timedelta(seconds=settings.active_seconds))
     observed = {version.id for version in active}
     active += [version for version, _ in store.compared_versions(now - paired.lookback) if version.id not in observed]
@@ -118,7 +121,8 @@ def prepare(
     """
     began = time.monotonic()
     empty = _blank(version, now)
-    closed = now - timedelta(seconds=settings.grace_seconds)
+    grace, wait = timedelta(seconds=settings.grace_seconds), timedelta(seconds=settings.wait_seconds)
+    closed = closed_until(store.ingested(version.id, now), now, grace, wait)
     requests, windows = settings.reference_requests, settings.reference_windows
     base = reference_choice.ensure(store, version, requests, closed, windows)
     if base is None:
@@ -128,7 +132,8 @@ def prepare(
     empty = replace(empty, reference_id=base.id, note="")
     stored = store.alarm_state(version.id)
     state = _current(stored, base, closed, settings)
-    spans = store.spans(version.id, _since(stored, version, base, settings, closed), closed)
+    since = _since(stored, version, base, settings, closed)
+    spans = store.spans(version.id, since, closed)
     batches = list(islice(cut(spans, settings.min_requests, settings.lookback_windows), MOST_BATCHES))
     if not batches and state is None:
         n = waiting(spans, settings.lookback_windows)
@@ -136,6 +141,8 @@ def prepare(
         return replace(empty, status="too_few_requests", n=n, note=note), None
 
     probes = store.probes(version.id)
+    # Before the windows themselves are read, so that what comes meanwhile is noticed when the step is stored.
+    taken = what_is_taken(store, version, base, stored, since, batches) if batches else None
 
     def tested(batch: Batch) -> Measured:
         current = store.summaries(version.id, batch.start, batch.end)
@@ -176,7 +183,7 @@ def prepare(
     )
     if not batches:
         return check, None
-    return check, Advance(stored.last.end if stored else None, AlarmState(base.id, batch, evidence))
+    return check, Advance(stored.last.end if stored else None, AlarmState(base.id, batch, evidence), taken)
 
 
 def _blank(version: ModelVersion, now: datetime) -> Check:

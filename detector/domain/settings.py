@@ -72,8 +72,10 @@ class CheckSettings:
     """Windows that this reference has at least: fewer do not tell how much requests hang together."""
     min_active_rate: float = Field(default=0.01, gt=0, lt=1)
     """Channels active more seldom in the reference are not called dead."""
-    grace_seconds: float = Field(default=5.0, ge=0)
-    """How long after its end a window may still receive late summaries."""
+    grace_seconds: float = Field(default=10.0, ge=0)
+    """How long a window takes from its end to the broker where all is well; what comes later may be too late."""
+    wait_seconds: float = Field(default=120.0, ge=0)
+    """How long checks wait for agents that are silent after an outage, or cannot deliver what they have."""
     explosion_factor: float = Field(default=10.0, gt=1)
     """Growth over the reference's largest value that counts as an explosion."""
     fleet_effect: float = Field(default=0.1, gt=0)
@@ -84,6 +86,18 @@ class CheckSettings:
     """Seconds between checks."""
     active_seconds: float = Field(default=3600.0, gt=0)
     """Activations of versions without a window for this long are neither checked nor alerted on."""
+
+
+@dataclass(frozen=True, slots=True, config=SECTION)
+class AgentLimits:
+    """From when on an agent counts as silent or blind. Raises ValueError where one is out of range."""
+
+    silent_seconds: float = Field(default=600.0, gt=0)
+    """Without a sign of life, an agent that sends no heartbeats is silent; others are once they missed three."""
+    blind_seconds: float = Field(default=600.0, gt=0)
+    """Least time that an agent may get requests and send no window; three windows where those are longer."""
+    blind_requests: float = Field(default=100.0, gt=0)
+    """So many requests it must have sampled, or should have, without a window, to count as blind."""
 
 
 @dataclass(frozen=True, slots=True, config=SECTION)

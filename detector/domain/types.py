@@ -38,6 +38,8 @@ class IngestResult:
     applied: int
     duplicates: int
     refused: tuple[RefusedProbe, ...] = ()
+    late: int = 0
+    """Requests that came after checks had passed their windows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +59,21 @@ class ModelVersion:
     """The latest deployment by any agent."""
 
     def superseded(self, current: Iterable[ModelVersion]) -> bool:
-        """Whether every agent that deployed it has deployed another since; ``current`` is `Store.current_versions`."""
+        """Whether others have taken its place; ``current`` is `Store.current_versions`."""
         return self.deployed_at is not None and all(other.id != self.id for other in current)
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """What became of a model version's requests, as the view `ingest_progress` counts them."""
+
+    model: str
+    version: str
+    complete_to: datetime | None
+    """All that its partition held by then is ingested; None where nobody has told."""
+    checked: int
+    passed_over: int
+    late: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,12 +87,33 @@ class AlarmState:
 
 
 @dataclass(frozen=True, slots=True)
+class Taken:
+    """Requests of the windows that begin in [start, end), as a check read them."""
+
+    start: datetime
+    end: datetime
+    checked: int
+    """In batches."""
+    passed_over: int
+    """Between batches, and older than any window that is still looked at."""
+    left_behind: int = 0
+    """Of those passed over, requests of windows that begin before ``start``."""
+
+    @property
+    def inside(self) -> int:
+        """Requests of all windows that begin from ``start`` on, before ``end``."""
+        return self.checked + self.passed_over - self.left_behind
+
+
+@dataclass(frozen=True, slots=True)
 class Advance:
     """A step of the sequential tests, valid only from where it began."""
 
     before: datetime | None
     """End of the last batch that was stored before; None where nothing was."""
     state: AlarmState
+    taken: Taken | None = None
+    """What the step took in, for the count of requests; None where nobody counts."""
 
 
 @dataclass(frozen=True, slots=True)

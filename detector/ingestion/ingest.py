@@ -7,7 +7,7 @@ never loses it. Infrastructure that fails will come back: `RetryLater`, and noth
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
@@ -15,7 +15,12 @@ from typing import Protocol
 import structlog
 
 from agent.wire import Envelope, WireError, decode
+from detector.domain.agents import Heard
+from detector.domain.settings import AgentLimits
 from detector.domain.types import RefusedProbe
+from detector.ingestion import clocks
+from detector.ingestion.clocks import Between
+from detector.ingestion.cuts import Mark
 from detector.ingestion.plausible import Implausible, check
 from detector.metrics import DetectorMetrics
 from detector.store import IngestResult, LostOwnership, StoreError, StoreRefused
@@ -24,6 +29,10 @@ log = structlog.get_logger()
 
 Headers = Sequence[tuple[str, bytes]]
 MAX_TEXT = 500
+MOST_CLOCKS = 10_000
+"""Agents whose clocks' errors are kept in memory; Postgres has all."""
+MOST_NAMED = 10
+DEFAULT_LIMITS = AgentLimits()
 _MOST_SAID = 1024
 
 
@@ -35,6 +44,8 @@ class Record:
     key: bytes | None
     value: bytes | None
     headers: Headers = ()
+    appended: datetime | None = None
+    """When the broker took it, where the broker says so; no time that the sender gave."""
 
 
 class RetryLater(Exception):
@@ -57,6 +68,9 @@ class IngestStore(Protocol):
     """The part of the store that ingest needs."""
 
     def next_offsets(self, topic: str) -> dict[int, int]: ...
+    def complete_to(self, topic: str) -> dict[int, datetime]: ...
+    def clock_errors(self) -> dict[str, float]: ...
+    def reach(self, topic: str, offsets: Mapping[int, int], at: datetime) -> None: ...
     def ingest(
         self,
         topic: str,
@@ -64,7 +78,18 @@ class IngestStore(Protocol):
         expected_offset: int | None,
         next_offset: int,
         envelopes: Sequence[Envelope],
+        heard: Sequence[Heard],
+        limits: AgentLimits,
     ) -> IngestResult: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Usable:
+    """A record that can be applied, with its times put right, and when its agent was heard by it."""
+
+    record: Record
+    envelope: Envelope
+    heard: Heard
 
 
 class IngestHandler:
@@ -77,7 +102,11 @@ class IngestHandler:
         dead_letters: DeadLetterBox,
         metrics: DetectorMetrics,
         clock: Callable[[], datetime],
+        limits: AgentLimits = DEFAULT_LIMITS,
     ) -> None:
+        self._limits = limits
+        self._marks: dict[int, Mark] = {}
+        self._clock_errors: dict[str, float] = {}
         self._store, self._topic, self._dead_letters = store, topic, dead_letters
         self._metrics, self._clock = metrics, clock
         self._expected: dict[int, int | None] = {}
@@ -91,50 +120,87 @@ class IngestHandler:
         """
         try:
             known = self._store.next_offsets(self._topic)
+            complete = self._store.complete_to(self._topic)
+            self._clock_errors = self._store.clock_errors()
         except StoreError as error:
             raise RetryLater("postgres", str(error)) from error
         self._expected = {partition: known.get(partition) for partition in partitions}
         self._set_aside = {letter for letter in self._set_aside if letter[0] in self._expected}
+        offsets = {p: end for p, end in self._expected.items() if end is not None}
+        self._marks = {p: Mark(complete[p], end) for p, end in offsets.items() if p in complete}
         return dict(self._expected)
+
+    def reached(self, marks: Mapping[int, Mark]) -> None:
+        """All that assigned partitions held at a moment is applied; raises RetryLater."""
+        by_moment: dict[datetime, dict[int, int]] = {}
+        for partition, mark in marks.items():
+            if (offset := self._expected.get(partition)) is not None:
+                by_moment.setdefault(mark.at, {})[partition] = offset
+        try:
+            for at, offsets in by_moment.items():
+                self._store.reach(self._topic, offsets, at)
+        except StoreError as error:
+            raise RetryLater("postgres", str(error)) from error
+        self._marks |= {partition: mark for partition, mark in marks.items() if partition in self._expected}
 
     def handle(self, partition: int, records: Sequence[Record]) -> None:
         """Applies consecutive records of an assigned partition; raises RetryLater, with nothing half applied."""
-        usable: list[tuple[Record, Envelope]] = []
-        for record in records:
-            envelope = self._read(partition, record)
-            if envelope is not None:
-                usable.append((record, envelope))
+        usable = [one for record in records if (one := self._read(partition, record)) is not None]
         end = records[-1].offset + 1
         try:
-            self._apply(partition, end, [envelope for _, envelope in usable])
+            self._apply(partition, end, usable)
         except StoreRefused:
             self._one_by_one(partition, end, usable)
         self._set_aside = {letter for letter in self._set_aside if letter[0] != partition}
 
-    def _read(self, partition: int, record: Record) -> Envelope | None:
+    def _read(self, partition: int, record: Record) -> Usable | None:
+        now = self._clock()
         try:
             envelope = decode(record.value or b"")
-            check(envelope, self._clock())
+            known = self._clock_errors.get(envelope.agent_id)
+            heard = clocks.heard(envelope, self._arrival(partition, record, now), known)
+            envelope = clocks.corrected(envelope, heard.clock_error)
+            check(envelope, now)
         except WireError as error:
             self._dead(partition, record, "undecodable", error)
         except Implausible as error:
             self._dead(partition, record, "implausible", error)
         else:
-            return envelope
+            self._remember(envelope.agent_id, known, heard.clock_error)
+            return Usable(record, envelope, heard)
         return None
 
-    def _one_by_one(self, partition: int, end: int, usable: Iterable[tuple[Record, Envelope]]) -> None:
+    def _arrival(self, partition: int, record: Record, now: datetime) -> Between:
+        mark = self._marks.get(partition)
+        earliest = mark.at if mark is not None and record.offset >= mark.end else None
+        if record.appended is not None and (earliest is None or earliest <= record.appended) and record.appended <= now:
+            return Between(record.appended, record.appended)
+        return Between(earliest, max(now, earliest or now))
+
+    def _remember(self, agent_id: str, known: float | None, error: float | None) -> None:
+        if error is None or error == known:
+            return
+        if len(self._clock_errors) >= MOST_CLOCKS:  # right clocks need no remembering
+            off = {name: e for name, e in self._clock_errors.items() if abs(e) > clocks.TOLERANCE_SECONDS}
+            self._clock_errors = dict(list(off.items())[-MOST_CLOCKS // 2 :])
+        self._clock_errors[agent_id] = error
+        if max(abs(error), abs(known or 0.0)) > clocks.TOLERANCE_SECONDS:
+            log.warning("ingest.clock_error", agent_id=agent_id, seconds=round(error, 1), before=known)
+
+    def _one_by_one(self, partition: int, end: int, usable: Iterable[Usable]) -> None:
         """Finds the messages of a refused batch that Postgres does not take, and applies the others."""
-        for record, envelope in usable:
+        for one in usable:
             try:
-                self._apply(partition, record.offset + 1, [envelope])
+                self._apply(partition, one.record.offset + 1, [one])
             except StoreRefused as error:
-                self._dead(partition, record, "refused", error)
+                self._dead(partition, one.record, "refused", error)
         self._apply(partition, end, [])
 
-    def _apply(self, partition: int, end: int, envelopes: Sequence[Envelope]) -> None:
+    def _apply(self, partition: int, end: int, usable: Sequence[Usable]) -> None:
+        envelopes, heard = [one.envelope for one in usable], [one.heard for one in usable]
+        expected = self._expected[partition]
         try:
-            result = self._store.ingest(self._topic, partition, self._expected[partition], end, envelopes)
+            result = self._store.ingest(self._topic, partition, expected, end, envelopes, heard, self._limits)
         except StoreRefused:
             raise
         except LostOwnership as error:
@@ -143,6 +209,9 @@ class IngestHandler:
             raise RetryLater("postgres", str(error)) from error
         self._expected[partition] = end
         self._metrics.ingest_applied(result.applied, result.duplicates)
+        if result.late:
+            agents = sorted({envelope.agent_id for envelope in envelopes})[:MOST_NAMED]
+            log.warning("ingest.late", partition=partition, requests=result.late, agents=agents)
         self._refused(result.refused)
         log.debug(
             "ingest.batch_applied",

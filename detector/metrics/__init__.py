@@ -10,11 +10,12 @@ from collections.abc import Callable, Collection, Iterator
 from datetime import datetime, timedelta
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
 from detector.metrics.families import check_metrics, family
 from detector.metrics.snapshot import GAP_DAYS, Snapshot, SnapshotStore
+from detector.metrics.states import state_metrics
 
 __all__ = ["CONTENT_TYPE", "GAP_DAYS", "DetectorMetrics", "Snapshot", "SnapshotStore"]
 
@@ -28,7 +29,7 @@ class _SnapshotCollector(Collector):
         self.snapshot: Snapshot | None = None
         self._clock = clock
 
-    def collect(self) -> Iterator[GaugeMetricFamily]:
+    def collect(self) -> Iterator[Metric]:
         snapshot = self.snapshot or Snapshot({}, {}, {})
         now = self._clock()
         yield from check_metrics([w for w in snapshot.watched.values() if now <= w.until])
@@ -38,6 +39,7 @@ class _SnapshotCollector(Collector):
             ("model", "version"),
             ((key, at.timestamp()) for key, at in snapshot.last_window.items()),
         )
+        yield from state_metrics(snapshot)
         yield family(
             "reluscope_runbook_info",
             "Runbooks this detector serves.",

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Protocol
 
+from detector.domain.agents import AgentState, VersionState, version_states
 from detector.domain.finding import Check
-from detector.domain.types import ModelVersion, StoredCheck
+from detector.domain.types import ModelVersion, Progress, StoredCheck
 
 GAP_DAYS = 7
 """A deployed version that has been silent for longer is taken to be decommissioned."""
@@ -19,7 +20,9 @@ class SnapshotStore(Protocol):
     def versions(self, since: datetime) -> list[ModelVersion]: ...
     def compared_versions(self, since: datetime) -> list[tuple[ModelVersion, datetime]]: ...
     def latest_checks(self, since: datetime) -> list[StoredCheck]: ...
-    def current_versions(self) -> list[ModelVersion]: ...
+    def current_versions(self, now: datetime) -> list[ModelVersion]: ...
+    def agent_states(self, now: datetime) -> list[AgentState]: ...
+    def progress(self) -> list[Progress]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +48,12 @@ class Snapshot:
 
     watched: dict[tuple[str, str], Watched]
     last_window: dict[tuple[str, str], datetime]
-    """Of every deployed version: the end of its newest window, or its deployment where that is later."""
+    """Of every deployed version: the end of its newest window, or its deployment where that is later; never to come."""
     runbooks: dict[str, int]
+    states: dict[tuple[str, str], VersionState] = field(default_factory=dict)
+    """Of every version that an agent was heard to serve, or refused, in the last `GAP_DAYS`."""
+    progress: tuple[Progress, ...] = ()
+    """Of the same versions, but those that were refused."""
 
     @classmethod
     def read(
@@ -56,7 +63,7 @@ class Snapshot:
         comparisons."""
         checks = {stored.check.model_version_id: stored.check for stored in store.latest_checks(since=now - stale)}
         watched: dict[tuple[str, str], Watched] = {}
-        serving = store.current_versions()
+        serving = store.current_versions(now)
         # A version's name may have been used again for another file: the one that lives longest speaks for it.
         windows = store.versions(since=now - stale)
         live = {v.id: (v.last_window_end + stale, v) for v in windows if v.last_window_end is not None}
@@ -70,7 +77,9 @@ class Snapshot:
         last_window: dict[tuple[str, str], datetime] = {}
         for version in serving:
             times = [t for t in (version.last_window_end, version.deployed_at, version.first_seen) if t is not None]
-            newest, key = max(times), (version.model, version.version)
+            newest, key = min(max(times), now), (version.model, version.version)
             if now - newest <= timedelta(days=GAP_DAYS):
                 last_window[key] = max(newest, last_window.get(key, newest))
-        return cls(watched, last_window, dict(runbooks))
+        states = version_states(store.agent_states(now))
+        progress = tuple(one for one in store.progress() if (one.model, one.version) in states)
+        return cls(watched, last_window, dict(runbooks), states, progress)

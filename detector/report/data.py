@@ -27,7 +27,7 @@ class ReportStore(Protocol):
     """The reads that a report needs; `detector.store.Store` has them."""
 
     def versions(self, since: datetime) -> list[ModelVersion]: ...
-    def current_versions(self) -> list[ModelVersion]: ...
+    def current_versions(self, now: datetime) -> list[ModelVersion]: ...
     def model_version(self, model: str, version: str | None) -> ModelVersion | None: ...
     def previous_version(self, version_id: int) -> ModelVersion | None: ...
     def probes(self, version_id: int) -> list[Probe]: ...
@@ -123,7 +123,7 @@ def gather(store: ReportStore, model: str, version: str | None, since: datetime,
     """Reads the store; raises `UnknownModel`."""
     found = store.model_version(model, version)
     if found is None:
-        raise UnknownModel(_unknown(store, model, version))
+        raise UnknownModel(_unknown(store, model, version, now))
     checks = tuple(sorted((c.check for c in store.checks(found.id, since, CHECKS)), key=lambda c: c.finished_at))
     shown = next((c for c in reversed(checks) if c.findings), checks[-1] if checks else None)
     probes = tuple(sorted(store.probes(found.id), key=lambda p: p.position))
@@ -162,8 +162,8 @@ def gather(store: ReportStore, model: str, version: str | None, since: datetime,
     )
 
 
-def _unknown(store: ReportStore, model: str, version: str | None) -> str:
-    seen = store.versions(datetime.fromtimestamp(0, UTC)) + store.current_versions()
+def _unknown(store: ReportStore, model: str, version: str | None, now: datetime) -> str:
+    seen = store.versions(datetime.fromtimestamp(0, UTC)) + store.current_versions(now)
     known = sorted({(v.model, v.version) for v in seen})
     mine = [v for name, v in known if name == model]
     if version is not None and (mine or store.model_version(model, None)):

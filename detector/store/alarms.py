@@ -13,6 +13,7 @@ from sqlalchemy import Connection, delete, insert, select, update
 from detector.domain.batches import Batch
 from detector.domain.types import Advance, AlarmState
 from detector.statistics.sequential import AlarmEvidence
+from detector.store import lateness
 from detector.store.errors import LostOwnership
 from detector.store.tables import alarm_families, alarm_layers, alarm_states
 
@@ -35,8 +36,10 @@ def read(connection: Connection, version_id: int) -> AlarmState | None:
 
 
 def advance(connection: Connection, version_id: int, step: Advance) -> None:
-    """Replaces the state; raises LostOwnership where it is no longer what the step began from."""
+    """Replaces the state; raises LostOwnership where it, or a window, is no longer what the step began from."""
     table, state = alarm_states, step.state
+    if step.taken is not None:
+        lateness.take(connection, version_id, step.taken)
     values = {
         "reference_id": state.reference_id,
         "batch_start": state.last.start,

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import numpy as np
 from numpy.typing import NDArray
 
 from agent.summary import Summary
 from agent.wire import Envelope, Probe
+from detector.domain.agents import AgentState, Heard
 from detector.domain.batches import Span
 from detector.domain.finding import Check
 from detector.domain.layered import Layered
 from detector.domain.runbook import Runbook
+from detector.domain.settings import AgentLimits
 from detector.domain.slots import Slot
 from detector.domain.types import (
     Advance,
@@ -25,9 +27,11 @@ from detector.domain.types import (
     IngestResult,
     ModelVersion,
     Origin,
+    Progress,
     Reference,
     StoredCheck,
 )
+from detector.domain.watermark import Ingested
 from detector.statistics.design_effect import DesignEffect
 from detector.statistics.fleet import Agents
 from detector.store import (
@@ -36,6 +40,7 @@ from detector.store import (
     alerts,
     checks,
     comparison_reading,
+    heartbeats,
     ingest,
     partitions,
     reading,
@@ -43,6 +48,8 @@ from detector.store import (
     versions,
 )  # fmt: skip
 from detector.store.database import Database
+
+DEFAULT_LIMITS = AgentLimits()
 
 
 class Store:
@@ -75,14 +82,50 @@ class Store:
         expected_offset: int | None,
         next_offset: int,
         envelopes: Sequence[Envelope],
+        heard: Sequence[Heard] | None = None,
+        limits: AgentLimits = DEFAULT_LIMITS,
     ) -> IngestResult:
         """Applies a micro-batch and moves the offset from ``expected_offset`` (None: not there yet), all or nothing.
 
-        A layer whose width is not that of its model version is left out, and named in the result. Raises LostOwnership
-        where the offset is another, StoreRefused where Postgres does not take a message.
+        ``heard`` says when each message was heard of; without it, their agents' clocks are believed, and the clock says
+        what is complete. A layer whose width is not that of its model version is left out, and named in the result.
+
+        Raises LostOwnership where the offset is another, StoreRefused where Postgres does not take a message.
         """
         with self._database.begin() as connection:
-            return ingest.apply(connection, topic, partition, expected_offset, next_offset, envelopes)
+            return ingest.apply(connection, topic, partition, expected_offset, next_offset, envelopes, heard, limits)
+
+    def complete_to(self, topic: str) -> dict[int, datetime]:
+        """Per partition, the moment up to which all that it held is ingested; absent where it is not known."""
+        with self._database.begin() as connection:
+            return ingest.complete_to(connection, topic)
+
+    def reach(self, topic: str, offsets: Mapping[int, int], at: datetime) -> None:
+        """Says that all that partitions held at ``at`` is ingested, of those whose next offset is still as given."""
+        with self._database.begin() as connection:
+            ingest.reach(connection, topic, offsets, at)
+
+    def ingested(self, version_id: int, now: datetime) -> Ingested:
+        """How far a version is ingested, and what its agents say: what `closed_until` asks for."""
+        with self._database.begin() as connection:
+            return ingest.ingested(connection, version_id, now)
+
+    # Agents
+
+    def agent_states(self, now: datetime) -> list[AgentState]:
+        """All agents heard in the last seven days, one entry for each model version they served, as of ``now``."""
+        with self._database.begin() as connection:
+            return heartbeats.states(connection, now)
+
+    def clock_errors(self) -> dict[str, float]:
+        """Seconds that agents' clocks are ahead, by agent, as measured last."""
+        with self._database.begin() as connection:
+            return heartbeats.clock_errors(connection)
+
+    def progress(self) -> list[Progress]:
+        """What checks have seen and not seen of each model version that any window came late for or was checked."""
+        with self._database.begin() as connection:
+            return versions.progress(connection)
 
     # Model versions and their windows
 
@@ -101,10 +144,10 @@ class Store:
         with self._database.begin() as connection:
             return versions.newest(connection, model, version)
 
-    def current_versions(self) -> list[ModelVersion]:
-        """Versions that are the latest deployment of their model on at least one agent."""
+    def current_versions(self, now: datetime) -> list[ModelVersion]:
+        """Versions that agents were heard to serve in the last seven days, and that no other has taken the place of."""
         with self._database.begin() as connection:
-            return versions.current(connection)
+            return versions.current(connection, now)
 
     def previous_version(self, version_id: int) -> ModelVersion | None:
         """What was deployed last before this version's first deployment; None for a model's first version."""
@@ -275,3 +318,6 @@ class Store:
         Does nothing where another process is at it.
         """
         partitions.maintain(self._database, now, retention_days, days_ahead)
+        with self._database.begin() as connection:
+            heartbeats.forget(connection, now)
+            versions.forget_deployments(connection, now - timedelta(days=retention_days))

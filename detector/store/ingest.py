@@ -6,18 +6,23 @@ that was applied before is passed over; then windows and comparisons are merged 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from datetime import datetime
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 
-from sqlalchemy import Connection, select, tuple_, update
+from sqlalchemy import Connection, select, text, tuple_, update
 from sqlalchemy.dialects.postgresql import insert
 
-from agent.wire import Deployment, Envelope
+from agent.wire import Deployment, Envelope, Heartbeat
+from detector.domain.agents import Heard
+from detector.domain.settings import AgentLimits
 from detector.domain.types import IngestResult, RefusedProbe
-from detector.store import comparisons, locks, merging
+from detector.domain.watermark import BREAK, Ingested
+from detector.store import comparisons, heartbeats, locks, merging
 from detector.store.errors import LostOwnership
 from detector.store.tables import deployments, ingest_keys, ingest_offsets, model_versions
 
+NOTHING_COMPLETE = datetime.fromtimestamp(0, UTC)
+"""How far a partition is complete before it was first told."""
 VersionKey = tuple[str, str, str]
 """Model, version, digest."""
 
@@ -30,6 +35,52 @@ def next_offsets(connection: Connection, topic: str) -> dict[int, int]:
     return {row.partition: row.next_offset for row in rows}
 
 
+def complete_to(connection: Connection, topic: str) -> dict[int, datetime]:
+    """See `Store.complete_to`."""
+    table = ingest_offsets.c
+    rows = connection.execute(
+        select(table.partition, table.complete_to).where(table.topic == topic, table.complete_to.is_not(None))
+    )
+    return {row.partition: row.complete_to for row in rows}
+
+
+def reach(connection: Connection, topic: str, offsets: Mapping[int, int], at: datetime) -> None:
+    """See `Store.reach`."""
+    rows = [{"t": topic, "p": number, "next": offsets[number], "at": at, "gap": BREAK} for number in sorted(offsets)]
+    if rows:
+        connection.execute(_REACH, rows)
+
+
+def ingested(connection: Connection, version_id: int, now: datetime) -> Ingested:
+    """See `Store.ingested`."""
+    row = connection.execute(_INGESTED, {"id": version_id}).one_or_none()
+    agents = heartbeats.of_version(connection, version_id, now)
+    if row is None:
+        return Ingested(None, None, None, agents)
+    return Ingested(row.complete_to, row.unbroken_since, row.broken_at, agents)
+
+
+_REACH = text(
+    """
+    UPDATE ingest_offsets
+    SET complete_to = :at,
+        broken_at = CASE WHEN complete_to > to_timestamp(0) AND :at - complete_to > :gap
+                         THEN complete_to ELSE broken_at END,
+        unbroken_since = CASE WHEN complete_to IS NULL OR :at - complete_to > :gap THEN :at ELSE unbroken_since END
+    WHERE topic = :t AND partition = :p AND next_offset = :next AND (complete_to IS NULL OR complete_to < :at)
+    """
+)
+_INGESTED = text(
+    """
+    SELECT o.complete_to, o.unbroken_since, o.broken_at
+    FROM model_versions v
+    JOIN heartbeats h ON h.model = v.model AND h.version = v.version AND h.digest = v.digest
+    JOIN ingest_offsets o ON o.topic = h.topic AND o.partition = h.partition
+    WHERE v.id = :id ORDER BY h.heard_at DESC LIMIT 1
+    """
+)
+
+
 def apply(
     connection: Connection,
     topic: str,
@@ -37,27 +88,49 @@ def apply(
     expected: int | None,
     next_offset: int,
     envelopes: Sequence[Envelope],
+    heard: Sequence[Heard] | None,
+    limits: AgentLimits,
 ) -> IngestResult:
     """See `Store.ingest`."""
-    _advance(connection, topic, partition, expected, next_offset)
-    fresh = _unseen(connection, envelopes)
+    _advance(connection, topic, partition, expected, next_offset, None if heard is None else NOTHING_COMPLETE)
+    messages = [envelope for envelope in envelopes if not isinstance(envelope.body, Heartbeat)]
+    fresh = _unseen(connection, messages)
     refused: list[RefusedProbe] = []
+    late = 0
     if fresh:
         ids = _version_ids(connection, fresh)
         for version_id in sorted(ids.values()):  # in one order everywhere, so that batches cannot deadlock
             locks.wait(connection, locks.MERGE, version_id)
         _deploy(connection, fresh, ids)
         versioned = [(ids[_version_key(envelope)], envelope) for envelope in fresh]
-        refused += merging.merge_windows(connection, versioned)
+        merged = merging.merge_windows(connection, versioned)
+        late = merged.late
+        refused += merged.refused
         refused += comparisons.merge_comparisons(connection, versioned)
-    return IngestResult(applied=len(fresh), duplicates=len(envelopes) - len(fresh), refused=tuple(refused))
+    told = [_claimed(envelope) for envelope in envelopes] if heard is None else heard
+    heartbeats.record(connection, topic, partition, envelopes, told, limits)
+    applied = len(fresh) + len(envelopes) - len(messages)
+    return IngestResult(applied, len(messages) - len(fresh), tuple(refused), late)
 
 
-def _advance(connection: Connection, topic: str, partition: int, expected: int | None, next_offset: int) -> None:
+def _claimed(envelope: Envelope) -> Heard:
+    """When a message was sent, by its agent's clock."""
+    body = envelope.body
+    return Heard(merging.moment(body.at_ms if isinstance(body, Deployment | Heartbeat) else body.end_ms))
+
+
+def _advance(
+    connection: Connection,
+    topic: str,
+    partition: int,
+    expected: int | None,
+    next_offset: int,
+    complete: datetime | None,
+) -> None:
     if expected is None:
         changed = connection.execute(
             insert(ingest_offsets)
-            .values(topic=topic, partition=partition, next_offset=next_offset)
+            .values(topic=topic, partition=partition, next_offset=next_offset, complete_to=complete)
             .on_conflict_do_nothing()
             .returning(ingest_offsets.c.next_offset)
         )
@@ -101,7 +174,7 @@ def _version_ids(connection: Connection, envelopes: Iterable[Envelope]) -> dict[
     first: dict[VersionKey, datetime] = {}
     for envelope in envelopes:
         body = envelope.body
-        at = merging.moment(body.at_ms if isinstance(body, Deployment) else body.start_ms)
+        at = merging.moment(body.at_ms if isinstance(body, Deployment | Heartbeat) else body.start_ms)
         key = _version_key(envelope)
         first[key] = min(at, first.get(key, at))
     table = model_versions

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -10,9 +11,10 @@ from sqlalchemy import Connection, Integer, any_, case, func, literal, select
 from sqlalchemy.dialects.postgresql import ARRAY, TIMESTAMP, insert
 
 from agent.summary import Summary, merge
-from agent.wire import Comparison, Envelope, Probe, Window
+from agent.wire import Comparison, Envelope, Heartbeat, Probe, Window
 from detector.domain.types import RefusedProbe
 from detector.statistics.fleet import of_summary
+from detector.store import lateness
 from detector.store.probes import ProbeKey, probe_ids
 from detector.store.rows import EXTREMES, SUMMARY_COLUMNS, summary_from_row, summary_to_row
 from detector.store.tables import agent_windows, windows
@@ -23,13 +25,25 @@ WindowKey = tuple[int, datetime, datetime]
 """Probe id, start, end."""
 
 
-def merge_windows(connection: Connection, batch: Sequence[Versioned]) -> list[RefusedProbe]:
-    """Adds all windows of a batch, but for layers of another width than before, which are returned."""
+@dataclass(frozen=True, slots=True)
+class Merged:
+    """What came of a batch's windows."""
+
+    refused: list[RefusedProbe]
+    """Layers of another width than before, left out."""
+    late: int
+    """Requests that came too late for checks."""
+
+
+def merge_windows(connection: Connection, batch: Sequence[Versioned]) -> Merged:
+    """Adds all windows of a batch, but for layers of another width than before."""
     ids, widths = _probe_ids(connection, batch)
     refused: list[RefusedProbe] = []
     merged: dict[WindowKey, Summary] = {}
     versions: dict[int, int] = {}
     agents: list[dict[str, Any]] = []
+    passed = lateness.passed(connection, {version_id for version_id, _ in batch})
+    late: dict[WindowKey, int] = {}
     for version_id, envelope in batch:
         if not isinstance(envelope.body, Window):
             continue
@@ -45,10 +59,14 @@ def merge_windows(connection: Connection, batch: Sequence[Versioned]) -> list[Re
             key = (probe_id, start, end)
             merged[key] = merge(merged[key], item.summary) if key in merged else item.summary
             agents.append(_agent_row(envelope.agent_id, key, item.summary))
-    if merged:
-        _write(connection, merged, versions)
-        _write_agents(connection, agents)
-    return refused
+            if version_id in passed and start < passed[version_id]:
+                late[key] = late.get(key, 0) + item.summary.n
+    if not merged:
+        return Merged(refused, 0)
+    with lateness.counting(connection, {(versions[key[0]], *key[1:]) for key in late}) as counted:
+        _write(connection, merged, versions, late)
+    _write_agents(connection, agents)
+    return Merged(refused, counted.requests)
 
 
 def _probe_ids(
@@ -59,7 +77,7 @@ def _probe_ids(
     widths: dict[ProbeKey, int] = {}
     for version_id, envelope in batch:
         body = envelope.body
-        if isinstance(body, Comparison):  # see comparisons.merge_comparisons
+        if isinstance(body, Comparison | Heartbeat):  # see comparisons.merge_comparisons
             continue
         for probe in (item.probe for item in body.probes) if isinstance(body, Window) else body.probes:
             told[version_id, probe.name] = probe
@@ -73,7 +91,9 @@ def moment(unix_ms: int) -> datetime:
     return datetime.fromtimestamp(unix_ms // 1000, UTC).replace(microsecond=unix_ms % 1000 * 1000)
 
 
-def _write(connection: Connection, merged: dict[WindowKey, Summary], versions: dict[int, int]) -> None:
+def _write(
+    connection: Connection, merged: dict[WindowKey, Summary], versions: dict[int, int], late: dict[WindowKey, int]
+) -> None:
     # All combinations of the probes and starts rather than pairs: two parameters, however wide the batch is.
     probe_ids, starts = sorted({key[0] for key in merged}), sorted({key[1] for key in merged})
     known = connection.execute(
@@ -86,10 +106,11 @@ def _write(connection: Connection, merged: dict[WindowKey, Summary], versions: d
         key = (row["probe_id"], row["window_start"], row["window_end"])
         if key in merged:
             merged[key] = merge(summary_from_row(row), merged[key])
+            late[key] = late.get(key, 0) + row["late"]
     upsert = insert(windows)
     upsert = upsert.on_conflict_do_update(
         index_elements=["probe_id", "window_start", "window_end"],
-        set_={name: upsert.excluded[name] for name in (*SUMMARY_COLUMNS, *EXTREMES)},
+        set_={name: upsert.excluded[name] for name in (*SUMMARY_COLUMNS, *EXTREMES, "late")},
     )
     rows = [
         {
@@ -98,6 +119,7 @@ def _write(connection: Connection, merged: dict[WindowKey, Summary], versions: d
             "window_start": start,
             "window_end": end,
             **summary_to_row(summary),
+            "late": late.get((probe_id, start, end), 0),
         }
         for (probe_id, start, end), summary in merged.items()
     ]

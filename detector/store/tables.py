@@ -94,6 +94,7 @@ windows = Table(
     _time("window_start", primary_key=True),
     _time("window_end", primary_key=True),
     *_summary_columns(),
+    *_numbers(BigInteger, "late"),
 )
 
 agent_windows = Table(
@@ -154,6 +155,33 @@ ingest_offsets = Table(
     Column("topic", Text, primary_key=True),
     Column("partition", Integer, primary_key=True),
     *_numbers(BigInteger, "next_offset"),
+    *(_time(name, null=True) for name in ("complete_to", "unbroken_since", "broken_at")),
+)
+
+heartbeats = Table(
+    "heartbeats",
+    metadata,
+    *(Column(name, Text, primary_key=True) for name in ("agent_id", "model", "version", "digest")),
+    Column("topic", Text),
+    Column("partition", Integer),
+    *_numbers(BigInteger, "boot_epoch", "seq"),
+    *_text("status"),
+    _time("since"),
+    _time("heard_at"),
+    _time("last_window_at", null=True),
+    Column("interval_seconds", Double),
+    *_numbers(Double, "silent_seconds", "blind_seconds", "blind_requests", "sample_rate"),
+    *_numbers(BigInteger, "requests", "sampled", "replayed", "rejected", "dropped", "requests_then", "sampled_then"),
+    _time("waiting_since", null=True),
+    _time("waiting_moved_at", null=True),
+    Column("clock_error_seconds", Double),
+)
+
+version_progress = Table(
+    "version_progress",
+    metadata,
+    Column("model_version_id", Integer, primary_key=True),
+    *_numbers(BigInteger, "checked", "passed_over", "late"),
 )
 
 model_references = Table(

@@ -9,8 +9,9 @@ from typing import Any, cast
 from sqlalchemy import Connection, RowMapping, Select, func, select, text
 
 from agent.wire import Probe, ProbeKind
-from detector.domain.types import ModelVersion
-from detector.store import locks
+from detector.domain.agents import superseded_ids
+from detector.domain.types import ModelVersion, Progress
+from detector.store import heartbeats, locks
 from detector.store.errors import StoreError
 from detector.store.tables import comparison_sources, comparisons, deployments, model_versions, windows
 from detector.store.tables import probes as probe_table
@@ -67,20 +68,43 @@ def newest(connection: Connection, model: str, version: str | None) -> ModelVers
     return next(iter(_versions(rows.mappings().all())), None)
 
 
-def current(connection: Connection) -> list[ModelVersion]:
+def current(connection: Connection, now: datetime) -> list[ModelVersion]:
     """See `Store.current_versions`."""
-    table = deployments
-    rank = func.row_number().over(
-        partition_by=(table.c.agent_id, model_versions.c.model), order_by=(table.c.at.desc(), table.c.id.desc())
-    )
-    ranked = (
-        select(table.c.model_version_id, rank.label("rank"))
-        .join(model_versions, model_versions.c.id == table.c.model_version_id)
-        .subquery()
-    )
-    query = _select().where(model_versions.c.id.in_(select(ranked.c.model_version_id).where(ranked.c.rank == 1)))
+    agents = [one for one in heartbeats.states(connection, now) if one.model_version_id is not None]
+    ids = {one.model_version_id for one in agents} - superseded_ids(agents)
+    query = _select().where(model_versions.c.id.in_(ids))
     rows = connection.execute(query.order_by(model_versions.c.model, model_versions.c.first_seen, model_versions.c.id))
     return _versions(rows.mappings().all())
+
+
+_FORGET = text(
+    """
+    DELETE FROM deployments USING (
+        SELECT id, at, row_number() OVER first AS nth, row_number() OVER last AS nth_last
+        FROM deployments
+        WINDOW first AS (PARTITION BY model_version_id ORDER BY at, id),
+               last AS (PARTITION BY model_version_id ORDER BY at DESC, id DESC)
+    ) d
+    WHERE deployments.id = d.id AND d.at < :oldest AND d.nth > 1 AND d.nth_last > 1
+    """
+)
+
+
+def forget_deployments(connection: Connection, oldest: datetime) -> None:
+    """Of deployments before ``oldest``, keeps each version's first and last: pods come and go, versions stay."""
+    connection.execute(_FORGET, {"oldest": oldest})
+
+
+_PROGRESS = text(
+    "SELECT model, version, complete_to, checked, passed_over, late FROM ingest_progress "
+    "WHERE model_version_id IN (SELECT model_version_id FROM version_progress) OR complete_to IS NOT NULL "
+    "ORDER BY model, version, model_version_id"
+)
+
+
+def progress(connection: Connection) -> list[Progress]:
+    """See `Store.progress`."""
+    return [Progress(**row) for row in connection.execute(_PROGRESS).mappings()]
 
 
 _PREVIOUS = text(
@@ -135,6 +159,6 @@ def try_lock(connection: Connection, version_id: int) -> bool:
 
 def probe_schema(connection: Connection) -> None:
     """Raises StoreError where the newest view or the newest table is not there."""
-    newest = "SELECT to_regclass('paired_findings') IS NOT NULL AND to_regclass('alarm_states') IS NOT NULL"
+    newest = "SELECT to_regclass('paired_findings') IS NOT NULL AND to_regclass('agent_states') IS NOT NULL"
     if not connection.execute(text(newest)).scalar_one():
         raise StoreError("the database has no reluscope schema, or an old one: run `reluscope migrate`")

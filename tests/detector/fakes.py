@@ -18,6 +18,7 @@ from detector.domain.finding import Check
 from detector.domain.layered import Layered
 from detector.domain.slots import Slot
 from detector.domain.types import Advance, AgentComparison, AlarmState, ModelVersion, Origin, Reference
+from detector.domain.watermark import Ingested
 from detector.statistics.design_effect import DesignEffect
 from detector.statistics.fleet import Agents, of_summary
 
@@ -76,7 +77,10 @@ class FakeStore:
         }
         return [(self.known[id], end) for id, end in ends.items() if end > since]
 
-    def current_versions(self) -> list[ModelVersion]:
+    def ingested(self, version_id: int, now: datetime) -> Ingested:
+        return Ingested(None, None, None, ())
+
+    def current_versions(self, now: datetime) -> list[ModelVersion]:
         return [v for v in self.known.values() if v.id not in self.superseded]
 
     def previous_version(self, version_id: int) -> ModelVersion | None:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
+from detector.domain.agents import AgentCondition, AgentState
 from detector.domain.alerts import alert_for, severity_of
 from detector.domain.finding import Cause, Check, Finding, Test
 from detector.domain.runbook import Runbook
+from detector.domain.types import Progress
 from detector.store import AlertRow, ModelVersion, StoredCheck, StoreError
 
 NOW = datetime(2026, 1, 31, 12, tzinfo=UTC)
@@ -65,6 +68,30 @@ def version(
     return ModelVersion(id, model, name, f"sha{id}", NOW - timedelta(days=1), seen, at)
 
 
+def agent(
+    name: str = "pod-1",
+    state: AgentCondition = "observing",
+    version: str = "2",
+    *,
+    model: str = "digits",
+    id: int | None = 1,
+    since: datetime = NOW,
+    heard: datetime = NOW,
+    interval: float | None = 30.0,
+    **fields: Any,
+) -> AgentState:
+    """An agent of a version, heard now unless told otherwise; without an id, it refused the version."""
+    values: dict[str, Any] = {
+        "first_seen": NOW - timedelta(days=id) if id else None, "known_to": NOW, "last_window_at": None,
+        "clock_error_seconds": None, "requests": 0, "sampled": 0, "replayed": 0, "rejected": 0, "dropped": 0,
+        "missed": 0.0, "silent_seconds": 105.0, "waiting_since": None, "waiting_moved_at": None,
+    }  # fmt: skip
+    return AgentState(
+        model_version_id=id, model=model, version=version, digest=f"sha{id}" if id else "", agent_id=name, state=state,
+        since=since, heard_at=heard, interval_seconds=interval, **values | fields,
+    )  # fmt: skip
+
+
 @dataclass
 class MemoryStore:
     """Answers from lists; with ``down``, as if Postgres were out of reach."""
@@ -76,6 +103,8 @@ class MemoryStore:
     down: StoreError | None = None
     compared: dict[int, datetime] = field(default_factory=dict)
     """By version: the end of its newest comparison."""
+    agents: list[AgentState] = field(default_factory=list)
+    seen: list[Progress] = field(default_factory=list)
 
     def _ask(self) -> None:
         if self.down is not None:
@@ -89,9 +118,17 @@ class MemoryStore:
         self._ask()
         return [(v, self.compared[v.id]) for v in self.known if v.id in self.compared and self.compared[v.id] > since]
 
-    def current_versions(self) -> list[ModelVersion]:
+    def current_versions(self, now: datetime) -> list[ModelVersion]:
         self._ask()
         return [v for v in self.known if v.deployed_at is not None]
+
+    def agent_states(self, now: datetime) -> list[AgentState]:
+        self._ask()
+        return self.agents
+
+    def progress(self) -> list[Progress]:
+        self._ask()
+        return self.seen
 
     def latest_checks(self, since: datetime) -> list[StoredCheck]:
         self._ask()

@@ -145,6 +145,25 @@ def test_an_owner_that_lost_its_partition_writes_nothing_and_recovers(
     assert requests(store) == 3 * N
 
 
+def test_partitions_are_known_to_be_complete_busy_or_idle(
+    broker: Broker, topic: str, database_url: str, store: Store, produce: Callable[..., None]
+) -> None:
+    produce(window(1))
+    produce(window(2, START + MINUTE), partition=1)
+    begin = datetime.now(UTC)
+    with detector(broker, topic, database_url):
+        eventually(lambda: set(store.complete_to(topic)) == {0, 1} and min(store.complete_to(topic).values()) > begin)
+        first = store.complete_to(topic)
+        produce(window(3), partition=0)
+        sent = datetime.now(UTC)
+        eventually(lambda: min(store.complete_to(topic).values()) > sent)
+        assert sum(store.next_offsets(topic).values()) == 3, "complete to after it was sent, so it is there"
+        assert first[1] < store.complete_to(topic)[1], "nothing was sent there"
+    stopped = store.complete_to(topic)
+    time.sleep(3)
+    assert store.complete_to(topic) == stopped, "nobody ingests"
+
+
 def test_two_detectors_share_the_partitions(
     broker: Broker, topic: str, database_url: str, store: Store, produce: Callable[..., None]
 ) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import random
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from typing import Any, Protocol
 
 import structlog
@@ -13,6 +15,7 @@ from kafka import ConsumerRebalanceListener, KafkaConsumer, OffsetAndMetadata, T
 from kafka.errors import KafkaError
 
 from agent.supervise import Backoff, repeat
+from detector.ingestion.cuts import Cuts, Mark
 from detector.ingestion.ingest import Record, RetryLater
 from detector.ingestion.transport.letters import CONNECT_MS, ApiVersion, reach
 from detector.metrics import DetectorMetrics
@@ -22,16 +25,20 @@ log = structlog.get_logger()
 POLL_MS = 500
 MAX_RECORDS = 200
 """Of one poll, which bounds a micro-batch."""
+CUT_SECONDS = 2.0
+"""Between two looks at how far the partitions are ingested."""
+_LOG_APPEND_TIME = 1
 FIRST_DELAY = 0.5
 LAST_DELAY = 20.0
 """Far below max.poll.interval.ms, so that waiting for Postgres costs no group membership."""
 
 
 class Handler(Protocol):
-    """What takes records; in production `detector.ingestion.ingest.IngestHandler`. Both methods raise RetryLater."""
+    """What takes records; in production `detector.ingestion.ingest.IngestHandler`. All methods raise RetryLater."""
 
     def assigned(self, partitions: Iterable[int]) -> dict[int, int | None]: ...
     def handle(self, partition: int, records: Sequence[Record]) -> None: ...
+    def reached(self, marks: Mapping[int, Mark]) -> None: ...
 
 
 class _Rebalances(ConsumerRebalanceListener):  # type: ignore[misc]
@@ -64,9 +71,10 @@ class Consumer:
         *,
         options: Mapping[str, Any] | None = None,
         jitter: Callable[[], float] = random.random,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         """Nothing is connected before `run`. ``options`` are further settings of the client, such as TLS."""
-        self._topic, self._metrics = topic, metrics
+        self._topic, self._metrics, self._clock = topic, metrics, clock
         self._broker, self._later = (Backoff(FIRST_DELAY, LAST_DELAY, jitter) for _ in range(2))
         self._reached = True
         self._bootstrap = bootstrap
@@ -122,6 +130,7 @@ class Consumer:
 
     def _consume(self, consumer: Any, rebalances: _Rebalances, handler: Handler, stop: threading.Event) -> None:
         positioned = False
+        cuts, next_cut = Cuts(), time.monotonic()
         while not stop.is_set():
             polled = consumer.poll(timeout_ms=POLL_MS, max_records=MAX_RECORDS)
             if rebalances.changed.is_set():
@@ -131,8 +140,12 @@ class Consumer:
                 if not positioned:
                     # Drops what was polled: Kafka chose where it began.
                     positioned = self._position(consumer, handler)
+                    cuts = Cuts()
                     continue
                 self._handle(consumer, handler, polled)
+                if time.monotonic() >= next_cut:
+                    self._cut(consumer, handler, cuts)
+                    next_cut = time.monotonic() + CUT_SECONDS
                 self._later.reset()
             except RetryLater as error:
                 positioned = False
@@ -162,9 +175,33 @@ class Consumer:
 
     def _handle(self, consumer: Any, handler: Handler, polled: Mapping[TopicPartition, Sequence[Any]]) -> None:
         for partition, messages in polled.items():
-            records = [Record(m.offset, m.key, m.value, tuple(m.headers or ())) for m in messages]
+            records = [Record(m.offset, m.key, m.value, tuple(m.headers or ()), _appended(m)) for m in messages]
             handler.handle(partition.partition, records)
             consumer.commit_async({partition: OffsetAndMetadata(records[-1].offset + 1, "", -1)}, callback=_committed)
+
+    def _cut(self, consumer: Any, handler: Handler, cuts: Cuts) -> None:
+        """Tells the handler how far partitions are ingested, and asks for their present ends.
+
+        An idle partition is told at once: what it held as it was asked, it has given already.
+        """
+        assigned = {partition.partition: partition for partition in consumer.assignment()}
+        try:
+            if wanted := cuts.lacking(assigned):
+                at = self._clock()
+                ends = consumer.end_offsets([assigned[number] for number in wanted], timeout_ms=CONNECT_MS)
+                cuts.begin(at, {partition.partition: end for partition, end in ends.items()})
+            places = {number: consumer.position(assigned[number], timeout_ms=CONNECT_MS) for number in cuts.pending}
+        except (KafkaError, KeyError) as error:  # a broker that is away, or a partition that is no longer ours
+            log.debug("ingest.no_cut", error=str(error))
+            return
+        handler.reached(cuts.reached({number: place for number, place in places.items() if place is not None}))
+
+
+def _appended(message: Any) -> datetime | None:
+    """The broker's time, where the topic has ``message.timestamp.type=LogAppendTime``."""
+    if getattr(message, "timestamp_type", 0) != _LOG_APPEND_TIME:
+        return None
+    return datetime.fromtimestamp(message.timestamp / 1000, UTC)
 
 
 def _committed(offsets: object, response: object) -> None:

@@ -123,6 +123,10 @@ def test_a_broken_version_leaves_the_former_one_serving(tmp_path: Path, content:
     assert metadata is not None
     assert metadata.version == "1"
     assert b'rejected_total{model="digits",reason="model_unusable"} 1.0' in metrics.render()
+    assert [(one.version, bool(one.digest)) for one in served.standing()] == [("1", True), ("2", False)]
+    shutil.rmtree(tmp_path / "digits" / "2")
+    look(served)
+    assert [one.version for one in served.standing()] == ["1"], "what was taken away is refused no more"
 
 
 def test_a_model_that_is_being_copied_is_waited_for(tmp_path: Path) -> None:

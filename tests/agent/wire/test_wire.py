@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -42,9 +43,10 @@ def test_windows_survive_the_round_trip(values: np.ndarray) -> None:
     assert maxima.same_as(b.summary.max_histogram)
 
 
-def test_messages_of_the_first_schema_are_read() -> None:
+@pytest.mark.parametrize("schema_version", [1, 2])
+def test_messages_of_former_schemas_are_read(schema_version: int) -> None:
     raw = pb.Envelope.FromString(wire.encode(envelope(summarise(np.ones((5, 3))))))
-    raw.schema_version = 1
+    raw.schema_version = schema_version
     assert isinstance(wire.decode(raw.SerializeToString()).body, wire.Window)
 
 
@@ -72,6 +74,43 @@ def test_deployments_survive_the_round_trip() -> None:
     assert wire.decode(wire.encode(sent)) == sent
 
 
+def heartbeat(**fields: Any) -> wire.Heartbeat:
+    values: dict[str, Any] = {
+        "at_ms": 5, "status": "serving", "interval_ms": 30_000, "window_ms": 60_000, "sample_rate": 0.05,
+        "requests": 100, "sampled": 5, "replayed": 3, "rejected": 1, "dropped": 1, "waiting_since_ms": 4,
+    }  # fmt: skip
+    return wire.Heartbeat(**values | fields)
+
+
+@pytest.mark.parametrize("status", ["serving", "stopped", "refused"])
+@pytest.mark.parametrize("waiting", [None, 60_000])
+def test_heartbeats_survive_the_round_trip(status: str, waiting: int | None) -> None:
+    body = heartbeat(status=status, waiting_since_ms=waiting)
+    sent = wire.Envelope("pod-1", 1, 1, "digits", "2", "", body)
+    assert wire.decode(wire.encode(sent)) == sent
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "text"),
+    [
+        ("status", 0, "unknown status 0"),
+        ("status", 9, "unknown status 9"),
+        ("at_unix_ms", 0, "before 1970"),
+        ("waiting_since_unix_ms", -1, "before 1970"),
+        ("interval_ms", 0, "no interval"),
+        ("window_ms", 0, "length of windows"),
+        ("sample_rate", 1.1, "no share"),
+        ("sample_rate", float("nan"), "no share"),
+        ("requests", 1 << 63, "63 bits"),
+    ],
+)
+def test_damaged_heartbeats_are_named(field: str, value: float, text: str) -> None:
+    raw = pb.Envelope.FromString(wire.encode(wire.Envelope("pod-1", 1, 1, "digits", "2", "", heartbeat())))
+    setattr(raw.heartbeat, field, value)
+    with pytest.raises(wire.WireError, match=text):
+        wire.decode(raw.SerializeToString())
+
+
 @given(st.binary(max_size=200))
 def test_arbitrary_bytes_raise_wire_errors_only(data: bytes) -> None:
     with pytest.raises(wire.WireError):
@@ -86,7 +125,7 @@ Damage = Callable[[pb.Envelope], object]
     [
         (lambda m: setattr(m, "schema_version", 99), "newer than"),
         (lambda m: setattr(m, "model", ""), "model is empty"),
-        (lambda m: m.ClearField("window"), "neither a window nor a deployment nor a comparison"),
+        (lambda m: m.ClearField("window"), "no window, deployment, comparison or heartbeat"),
         (lambda m: setattr(m.window, "end_unix_ms", 0), "no span of time"),
         (lambda m: m.window.probes[0].active.append(1), "entries"),
         (lambda m: m.window.probes[0].active.__setitem__(0, 999), "more requests than"),

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import numpy as np
 import pytest
 from structlog.testing import capture_logs
 
-from agent.wire import Envelope, Window, encode
+from agent.wire import Envelope, Heartbeat, Window, encode
+from detector.domain.agents import Heard
+from detector.domain.settings import AgentLimits
 from detector.domain.types import RefusedProbe
+from detector.ingestion.cuts import Mark
 from detector.ingestion.ingest import Headers, IngestHandler, Record, RetryLater
 from detector.ingestion.plausible import Implausible, check
 from detector.metrics import DetectorMetrics
@@ -29,6 +32,9 @@ class FakeStore:
     refused: set[int] = field(default_factory=set)
     failures: list[Exception] = field(default_factory=list)
     applied: list[int] = field(default_factory=list)
+    heard: list[tuple[Envelope, Heard]] = field(default_factory=list)
+    complete: dict[int, datetime] = field(default_factory=dict)
+    errors: dict[str, float] = field(default_factory=dict)
     left_out: tuple[RefusedProbe, ...] = ()
 
     def next_offsets(self, topic: str) -> dict[int, int]:
@@ -36,8 +42,26 @@ class FakeStore:
             raise self.failures.pop(0)
         return dict(self.offsets)
 
+    def complete_to(self, topic: str) -> dict[int, datetime]:
+        return dict(self.complete)
+
+    def clock_errors(self) -> dict[str, float]:
+        return dict(self.errors)
+
+    def reach(self, topic: str, offsets: Mapping[int, int], at: datetime) -> None:
+        if self.failures:
+            raise self.failures.pop(0)
+        self.complete |= {partition: at for partition, offset in offsets.items() if self.offsets[partition] == offset}
+
     def ingest(
-        self, topic: str, partition: int, expected_offset: int | None, next_offset: int, envelopes: Sequence[Envelope]
+        self,
+        topic: str,
+        partition: int,
+        expected_offset: int | None,
+        next_offset: int,
+        envelopes: Sequence[Envelope],
+        heard: Sequence[Heard],
+        limits: AgentLimits,
     ) -> IngestResult:
         if self.failures:
             raise self.failures.pop(0)
@@ -47,6 +71,7 @@ class FakeStore:
             raise StoreRefused("too wide")
         self.offsets[partition] = next_offset
         self.applied += [envelope.seq for envelope in envelopes]
+        self.heard += zip(envelopes, heard, strict=True)
         return IngestResult(len(envelopes), 0, self.left_out)
 
 
@@ -115,6 +140,46 @@ def test_what_cannot_be_read_is_set_aside_with_its_provenance(line: Line) -> Non
     assert headers["dead-letter-error"].startswith("not a reluscope message")
     assert [letter[0] for letter in line.letters.letters] == [b"\xff\xfe", None, newer]
     assert line.count("reluscope_dead_letter_messages_total", reason="undecodable") == 3
+
+
+def beat(seq: int, ahead: timedelta) -> Envelope:
+    body = Heartbeat(ms(NOW + ahead), "serving", 30_000, 60_000, 0.05)
+    return Envelope("agent-a", 1, seq, "digits", "1", "d1", body)
+
+
+def test_times_of_a_wrong_clock_are_put_right_once_a_heartbeat_told(line: Line) -> None:
+    line.handler.handle(0, records(window(1, NOW - timedelta(minutes=31))))
+    line.handler.reached({0: Mark(NOW - timedelta(seconds=2), 1)})
+    with capture_logs() as logs:
+        behind = timedelta(minutes=-30)
+        line.handler.handle(0, records(beat(1, behind), window(2, NOW - timedelta(minutes=31)), first=1))
+    starts = [e.body.start_ms for e, _ in line.store.heard if isinstance(e.body, Window)]
+    assert starts == [ms(NOW - timedelta(minutes=31)), ms(NOW - timedelta(minutes=1))]
+    assert [heard.at for _, heard in line.store.heard] == [NOW - timedelta(minutes=30), NOW, NOW]
+    [said] = [entry for entry in logs if entry["event"] == "ingest.clock_error"]
+    assert (said["agent_id"], said["seconds"]) == ("agent-a", -1798.0)
+
+
+def test_a_clock_of_another_day_is_measured_before_its_messages_are_judged(line: Line) -> None:
+    line.handler.reached({0: Mark(NOW - timedelta(seconds=2), 0)})
+    ahead = timedelta(days=9)
+    line.handler.handle(0, records(beat(1, ahead), deployment(2, NOW + ahead)))
+    assert line.store.applied == [1, 2]
+    assert line.letters.letters == []
+
+
+def test_what_is_reached_is_stored_and_known_after_a_restart() -> None:
+    line = Line(FakeStore(offsets={0: 5}, complete={0: NOW}, errors={"agent-a": 3600.0}))
+    line.handler.assigned([0, 1])
+    line.handler.reached({0: Mark(NOW + timedelta(seconds=9), 5), 1: Mark(NOW, 0)})
+    assert line.store.complete == {0: NOW + timedelta(seconds=9)}, "of a partition without a message nothing is known"
+    line.handler.handle(0, records(window(1, NOW + timedelta(minutes=59)), first=5))
+    [(envelope, _)] = line.store.heard
+    assert isinstance(envelope.body, Window)
+    assert envelope.body.start_ms == ms(NOW - timedelta(minutes=1))
+    line.store.failures = [StoreUnavailable("gone")]
+    with pytest.raises(RetryLater, match="gone"):
+        line.handler.reached({0: Mark(NOW, 6)})
 
 
 def test_a_replayed_letter_loses_its_old_provenance(line: Line) -> None:

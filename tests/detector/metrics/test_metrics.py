@@ -6,9 +6,10 @@ from datetime import datetime, timedelta
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from detector.domain.types import Progress
 from detector.metrics import GAP_DAYS, DetectorMetrics
 from detector.store import StoredCheck, StoreUnavailable
-from tests.detector.samples import NOW, MemoryStore, check, finding, version
+from tests.detector.samples import NOW, MemoryStore, agent, check, finding, version
 
 STALE = 3600.0
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
@@ -118,6 +119,37 @@ def test_a_deployment_without_windows_is_seen_and_an_abandoned_one_is_not() -> N
     name = "reluscope_last_window_timestamp_seconds"
     assert value(exported, name, model="silent", version="2") == NOW.timestamp()
     assert value(exported, name, model="gone", version="2") is None
+
+
+def test_states_of_versions_and_what_no_check_saw() -> None:
+    agents = [
+        agent("a", "observing", clock_error_seconds=-1800.0),
+        agent("b", "blind"),
+        agent("c", "silent", "1", id=2, heard=NOW - timedelta(hours=2), since=NOW - timedelta(days=9)),
+    ]
+    seen = [Progress("digits", "2", NOW, 900, 30, 7), Progress("digits", "1", NOW, 5, 0, 0)]
+    exported = metrics()
+    exported.refresh(MemoryStore([version(1)], agents=agents, seen=seen), {})
+    about = {"model": "digits", "version": "2"}
+    assert value(exported, "reluscope_version_state", **about, state="observed") == 1
+    assert value(exported, "reluscope_version_state", model="digits", version="1", state="superseded") == 1
+    assert value(exported, "reluscope_agents", **about, state="blind") == 1
+    assert value(exported, "reluscope_agents", **about, state="idle") == 0
+    assert value(exported, "reluscope_clock_error_seconds", **about) == -1800
+    assert value(exported, "reluscope_last_heard_timestamp_seconds", **about) == NOW.timestamp()
+    assert value(exported, "reluscope_ingest_complete_timestamp_seconds", **about) == NOW.timestamp()
+    assert value(exported, "reluscope_ingest_complete_timestamp_seconds", model="digits", version="1") is None
+    counts = [
+        value(exported, f"reluscope_{name}_requests_total", **about) for name in ("checked", "passed_over", "late")
+    ]
+    assert counts == [900, 30, 7]
+
+
+def test_a_window_of_a_time_to_come_does_not_hide_a_gap() -> None:
+    exported = metrics()
+    exported.refresh(MemoryStore([version(1, seen=NOW + timedelta(minutes=30))]), {})
+    at = value(exported, "reluscope_last_window_timestamp_seconds", model="digits", version="2")
+    assert at == NOW.timestamp()
 
 
 def test_counters_start_at_zero_and_foreign_alert_names_share_a_series() -> None:

@@ -48,7 +48,7 @@ class FakeStore:
     def versions(self, since: datetime) -> list[ModelVersion]:
         return [self.version] if self.version and self.windows else []
 
-    def current_versions(self) -> list[ModelVersion]:
+    def current_versions(self, now: datetime) -> list[ModelVersion]:
         return [self.version] if self.version else []
 
     def model_version(self, model: str, version: str | None) -> ModelVersion | None:

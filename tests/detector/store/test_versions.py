@@ -77,16 +77,30 @@ def test_a_version_name_used_again_is_another_version(store: Store) -> None:
     assert name(store.previous_version(get(store, "1").id)) == "digits@1"
 
 
-def test_current_versions_are_what_some_agent_deployed_last(store: Store) -> None:
-    def both(seq: int, version: str, hours: int) -> list[str | None]:
-        store.ingest("t", seq, None, 1, [deployment(seq, START + hours * HOUR, version=version, digest=version)])
-        return [name(v) for v in store.current_versions()]
+def test_current_versions_are_what_agents_without_heartbeats_deployed_last(store: Store) -> None:
+    def current(minutes: int) -> list[str | None]:
+        return [name(v) for v in store.current_versions(START + minutes * MINUTE)]
 
-    assert both(1, "1", 0) == ["digits@1"]
-    store.ingest("t", 99, None, 1, [deployment(1, agent="agent-b", digest="1"), deployment(2, model="m", agent="x")])
-    assert both(2, "2", 1) == ["digits@1", "digits@2", "m@1"]
-    store.ingest("t", 98, None, 1, [deployment(3, START + 2 * HOUR, agent="agent-b", version="2", digest="2")])
-    assert [name(v) for v in store.current_versions()] == ["digits@2", "m@1"]
+    def deploy(seq: int, minutes: int, version: str, agent: str = "agent-a") -> None:
+        told = deployment(seq, START + minutes * MINUTE, version=version, digest=version, agent=agent)
+        store.ingest("t", seq, None, 1, [told])
+
+    deploy(1, 0, "1")
+    assert current(0) == ["digits@1"]
+    deploy(2, 1, "1", "agent-b")
+    store.ingest("t", 99, None, 1, [deployment(99, model="m", agent="x")])
+    deploy(3, 2, "2")
+    assert current(2) == ["digits@1", "digits@2", "m@1"]
+    deploy(4, 3, "2", "agent-b")
+    assert current(3) == ["digits@2", "m@1"]
+    assert current(60) == ["digits@2", "m@1"], "nobody is heard, and nobody has taken their places"
+
+
+def test_a_version_whose_agents_died_without_a_word_is_superseded_by_what_others_serve(store: Store) -> None:
+    store.ingest("t", 0, None, 1, [deployment(1, digest="1"), deployment(1, agent="agent-b", digest="1")])
+    store.ingest("t", 1, None, 1, [deployment(1, START + 5 * MINUTE, agent="new-pod", version="2", digest="2")])
+    assert [name(v) for v in store.current_versions(START + 6 * MINUTE)] == ["digits@1", "digits@2"]
+    assert [name(v) for v in store.current_versions(START + 12 * MINUTE)] == ["digits@2"]
 
 
 def test_the_previous_version_is_what_ran_before(store: Store) -> None:
