@@ -10,28 +10,14 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from agent.datatypes import NUMPY
+
 Reason = Literal[
     "bad_encoding", "bad_header", "bad_json", "bad_request", "binary_size", "bytes_tensor", "data", "datatype",
     "missing_input", "missing_output", "shape", "shared_memory", "too_large", "unknown_input",
     "unknown_output",
 ]  # fmt: skip
 """A metric label: bounded."""
-
-DTYPES: dict[str, np.dtype[Any]] = {
-    "BOOL": np.dtype("?"),
-    "UINT8": np.dtype("u1"),
-    "UINT16": np.dtype("<u2"),
-    "UINT32": np.dtype("<u4"),
-    "UINT64": np.dtype("<u8"),
-    "INT8": np.dtype("i1"),
-    "INT16": np.dtype("<i2"),
-    "INT32": np.dtype("<i4"),
-    "INT64": np.dtype("<i8"),
-    "FP16": np.dtype("<f2"),
-    "FP32": np.dtype("<f4"),
-    "FP64": np.dtype("<f8"),
-}
-"""OIP datatype to numpy's. BYTES (strings) and BF16 have no place here: such tensors are refused."""
 _LARGEST_EXTENT = 1 << 24
 _MOST_EXTENTS = 8
 
@@ -61,11 +47,11 @@ def dtype_of(spec: TensorSpec, datatype: Any) -> np.dtype[Any]:
     if datatype == "BYTES" or spec.datatype == "BYTES":
         raise OipError("bytes_tensor", f"{spec.role} {spec.name!r} has datatype BYTES, which cannot be replayed")
     if datatype != spec.datatype:
-        known = datatype if isinstance(datatype, str) and datatype in (*DTYPES, "BF16") else "none that is known"
+        known = datatype if isinstance(datatype, str) and datatype in (*NUMPY, "BF16") else "none that is known"
         raise OipError("datatype", f"{spec.role} {spec.name!r} has datatype {known}, the model {spec.datatype}")
-    if datatype not in DTYPES:
+    if datatype not in NUMPY:
         raise OipError("datatype", f"{spec.role} {spec.name!r}: datatype {datatype} is not supported")
-    return DTYPES[datatype]
+    return NUMPY[datatype]
 
 
 def shape_of(spec: TensorSpec, shape: Any) -> tuple[int, ...]:
