@@ -26,6 +26,7 @@ from agent.logging import Format, configure
 from agent.metrics import AgentMetrics
 from agent.options import Finite
 from agent.paired.holdouts import Holdouts
+from agent.paired.kinships import Kinships
 from agent.paired.options import paired_options
 from agent.paired.runner import Paired
 from agent.paired.settings import PairedSettings
@@ -140,16 +141,21 @@ def command(
     bounds = replace(paired, max_batch=settings.max_batch, limits=limits, device=settings.device, nice=settings.nice)
     pairs = Paired(bounds, sample_rate, ComparisonWindows(window_ms, grace_ms), sender, metrics)
     holdouts = Holdouts(bounds, sender, metrics, stop)
+    kinships = Kinships(bounds, sender, metrics)
 
     def refreshed(served: Mapping[str, Served]) -> None:
         pairs.refresh(served)
+        kinships.refresh(served)
         holdouts.refresh(served)
 
     models = Models(repository, metrics, sender.deployment, settings, on_refreshed=refreshed)
     accumulator = Accumulator(window_ms, grace_ms)
     allowed = budgets(capture)
     worker_settings = WorkerSettings(settings.max_batch, allowed, limits, settings.nice)
-    worker = Worker(worker_settings, models, queue, accumulator, sender, metrics, on_parsed=pairs.intake.offer)
+    worker = Worker(
+        worker_settings, models, queue, accumulator, sender, metrics,
+        on_parsed=pairs.intake.offer, on_pooled=kinships.offer,
+    )  # fmt: skip
     sampler = Sampler(sample_rate)
     throttle = Throttle(Governor(sample_rate, allowed), sampler, queue, worker.meter, metrics)
     publisher = Publisher(
@@ -167,6 +173,7 @@ def command(
         supervised("replay", worker.run, work_stop),
         supervised("throttle", throttle.run, stop),
         supervised("paired", pairs.run, work_stop),
+        supervised("kinship", kinships.run, work_stop),
     ]
     publishing = supervised("publisher", lambda event: publisher.run(outbox, event), publish_stop)
     app = http.build_app(models, queue, sampler, metrics, limits, on_response=pairs.intake.offer_response)

@@ -9,7 +9,8 @@ import threading
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, fields
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import click
@@ -17,7 +18,8 @@ import structlog
 
 from agent.logging import Format, configure
 from detector import resources
-from detector.alerting import runbooks
+from detector.alerting import reconcile, runbooks
+from detector.alerting.alertmanager import Alertmanager, AlertmanagerError
 from detector.checks import check
 from detector.domain.finding import Check
 from detector.http import Backend, HttpServer, build_app
@@ -33,6 +35,9 @@ from detector.store import Store, StoreError
 log = structlog.get_logger()
 METRICS_SECONDS = 5.0
 MAINTENANCE_SECONDS = 3600.0
+LONGEST_LOOK_SECONDS = 5.0
+"""Between two looks for versions that are due: how late another detector takes over from one that was killed."""
+RECONCILE_SECONDS = 30.0
 DAYS_AHEAD = 3
 STOP_SECONDS = 10.0
 FIRST_DELAY, LAST_DELAY = 0.5, 15.0
@@ -52,6 +57,9 @@ class Settings:
     api_version: ApiVersion
     checks: check.CheckSettings
     paired: PairedSettings
+    alertmanager: Alertmanager | None = None
+    """Asked about alerts that it sends no notices of; None for not at all."""
+    alertmanager_settle: timedelta = timedelta(minutes=5)
 
 
 class Missing(Exception):
@@ -67,6 +75,7 @@ class Service:
         self._runbooks = runbooks.load(resources.runbooks())
         self._versions: dict[str, int] = {}
         self._foretold: set[int] = set()
+        self._unreconciled = ""
         names = [runbook.name for runbook in self._runbooks]
         self._metrics = DetectorMetrics(clock, settings.checks.active_seconds, names, settings.paired.lookback)
         self._store = Store(settings.database_url)
@@ -87,11 +96,13 @@ class Service:
         self.http.start()
         log.info("service.listening", host=self._settings.host, port=self.http.port)
         every = self._settings.checks.check_interval
-        jobs = (
+        jobs: tuple[Job, ...] = (
             Job("maintain", MAINTENANCE_SECONDS, self._maintain),
-            Job("check", every, self._check, first_after=every),
+            Job("check", min(every / 4, LONGEST_LOOK_SECONDS), self._check, first_after=every),
             Job("metrics", METRICS_SECONDS, self._refresh),
         )
+        if self._settings.alertmanager is not None:
+            jobs += (Job("reconcile", RECONCILE_SECONDS, self._reconcile, first_after=RECONCILE_SECONDS),)
         schedule = Schedule(jobs, self._job_failed)
         servers, topic, version = self._settings.bootstrap_servers, self._settings.topic, self._settings.api_version
         halt = threading.Event()
@@ -154,11 +165,12 @@ class Service:
                 delay = min(delay * 2, LAST_DELAY)
 
     def _check(self) -> None:
+        settings, done = self._settings, None
         try:
-            settings = self._settings
-            done = check.run_all(self._store, settings.checks, self._clock(), self._versions, settings.paired)
+            done = check.run_all(self._store, settings.checks, self._store.now(), self._versions, settings.paired)
         finally:
-            self._refresh()
+            if done is None or done:  # else there was nothing due
+                self._refresh()
         for one in done:
             self._say_outlook(one)
 
@@ -176,6 +188,19 @@ class Service:
 
     def _maintain(self) -> None:
         self._store.maintain(self._clock(), self._settings.retention_days, DAYS_AHEAD)
+
+    def _reconcile(self) -> None:
+        source = self._settings.alertmanager
+        if source is None:
+            return
+        try:
+            reconcile.reconcile(self._store, source, self._clock(), self._settings.alertmanager_settle)
+            said = ""
+        except AlertmanagerError as error:
+            said = str(error)
+            if said != self._unreconciled:
+                log.warning("alerts.unreconciled", error=said)
+        self._unreconciled = said
 
     def _job_failed(self, job: str) -> None:
         if job == "check":
@@ -218,7 +243,7 @@ _CHECK_HELP = {
     "reference_windows": "Windows that this reference has at least: fewer do not tell how much requests hang together.",
     "min_active_rate": "Channels active more seldom in the reference are not called dead.",
     "grace_seconds": "How long after its end a window may still grow.",
-    "check_interval": "Seconds between checks.",
+    "check_interval": "Seconds between checks of a version, however many detectors there are.",
     "explosion_factor": "Growth over the reference's largest value that counts as an explosion.",
     "fleet_effect": "Standard deviations of the reference up to which one pod may differ from the others.",
     "fleet_requests": "Requests of a pod in a batch from which on it is compared with the others.",
@@ -251,6 +276,20 @@ def _check_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--port", default=8500, type=click.IntRange(0, 65535), help="0 takes any free port.")
 @click.option("--retention-days", default=30, type=click.IntRange(1, 500_000), help="How long windows are kept.")
 @click.option("--kafka-api-version", callback=_api_version, help="Such as 2.3; the broker is asked where not given.")
+@click.option(
+    "--alertmanager-url", help="Alertmanager's, to learn how alerts end that it holds back; without, unknown."
+)
+@click.option(
+    "--alertmanager-authorization-file",
+    type=click.Path(path_type=Path),
+    help='Holds the Authorization header for it, such as "Bearer ...".',
+)
+@click.option(
+    "--alertmanager-settle-seconds",
+    default=300.0,
+    type=click.FloatRange(min=0),
+    help="How long after its own start it ends no alert: it may not have been told of them.",
+)
 @click.option("--log-format", default="console", type=click.Choice(["console", "json"]))
 @_check_options
 def command(
@@ -262,6 +301,9 @@ def command(
     port: int,
     retention_days: int,
     kafka_api_version: ApiVersion,
+    alertmanager_url: str | None,
+    alertmanager_authorization_file: Path | None,
+    alertmanager_settle_seconds: float,
     log_format: Format,
     **checks: Any,
 ) -> None:
@@ -272,6 +314,8 @@ def command(
         settings = Settings(
             database_url, bootstrap_servers, topic, group, host, port, retention_days,
             kafka_api_version, check.CheckSettings(**checks), PairedSettings(**paired),
+            Alertmanager(alertmanager_url, alertmanager_authorization_file) if alertmanager_url else None,
+            timedelta(seconds=alertmanager_settle_seconds),
         )  # fmt: skip
         service = Service(settings, lambda: datetime.now(UTC))
     except OSError as error:

@@ -61,6 +61,19 @@ class Sender:
             self._post(wire.Envelope(self._agent_id, self._outbox.boot_epoch, 0, model, version, digest, item))
         log.info("comparison.closed", model=model, version=version, kind=body.kind, requests=body.n)
 
+    def kinship(self, model: str, version: str, digest: str, body: wire.Kinship) -> None:
+        """Sends a kinship, in parts by layer where it is too large for one message."""
+        part: list[wire.LayerKinship] = []
+        room = self._max_message_bytes
+        for number, one in enumerate(body.layers):
+            part.append(one)
+            room -= wire.estimated_layer_size(one)
+            last = number == len(body.layers) - 1
+            if last or wire.estimated_layer_size(body.layers[number + 1]) > room:
+                item = replace(body, layers=tuple(part))
+                self._post(wire.Envelope(self._agent_id, self._outbox.boot_epoch, 0, model, version, digest, item))
+                part, room = [], self._max_message_bytes
+
     def _comparison_parts(self, items: Iterable[wire.ProbeComparison]) -> Iterator[tuple[wire.ProbeComparison, ...]]:
         """As `_parts`."""
         part: list[wire.ProbeComparison] = []

@@ -47,6 +47,12 @@ _OPTIONS = (
         help="A holdout's result is sent again so often; the detector's --holdout-seconds has to be longer.",
     ),
     click.option(
+        "--kinship-requests",
+        default=100,
+        type=click.IntRange(0),
+        help="Requests after a deployment that the former version runs too, to tell whether the new one is near it.",
+    ),
+    click.option(
         "--mismatch-rtol", default=0.02, type=Finite(0), help="Tolerated error of an output element, per its size."
     ),
     click.option(
@@ -65,6 +71,7 @@ _NAMES = (
     "join_seconds",
     "holdout_mib",
     "holdout_repeat_seconds",
+    "kinship_requests",
     "mismatch_rtol",
     "mismatch_atol",
 )
@@ -99,5 +106,6 @@ def _settings(values: dict[str, Any]) -> PairedSettings:
         join_seconds=values["join_seconds"],
         holdout_bytes=values["holdout_mib"] * _MIB,
         holdout_repeat_seconds=values["holdout_repeat_seconds"],
+        kinship_requests=values["kinship_requests"],
         tolerance=Tolerance(values["mismatch_rtol"], values["mismatch_atol"]),
     )

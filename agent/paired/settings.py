@@ -37,6 +37,9 @@ class PairedSettings:
     """Largest holdout, unpacked."""
     holdout_repeat_seconds: float = 3600.0
     """How often a holdout's result is sent again while it holds: the detector forgets what is not repeated."""
+    kinship_requests: int = 100
+    """Requests that a former version runs too, after a deployment, to tell whether the new one is near it; 0 for none.
+    Where groups of probes take turns, so many for each group."""
     max_batch: int = 32
     tolerance: Tolerance = field(default_factory=lambda: Tolerance(rtol=0.02, atol=0.02))
     limits: Limits = field(default_factory=Limits)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from agent.capture.engine import EngineClosed
 from agent.delivery.sender import Sender
 from agent.delivery.windowing import Accumulator
+from agent.instrument.pooled import Pooled
 from agent.intake.oip import Limits, OipError, parse_request
 from agent.intake.queue import ByteQueue, Captured
 from agent.metrics import AgentMetrics
@@ -53,8 +54,12 @@ class Worker:
         metrics: AgentMetrics,
         clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
         on_parsed: Callable[[Served, Captured, Tensors], None] = lambda served, item, inputs: None,
+        on_pooled: Callable[[Served, Tensors, Mapping[str, Pooled]], None] = lambda served, inputs, pooled: None,
     ) -> None:
-        """``on_parsed`` sees every request before it is replayed; it may not block and may not raise."""
+        """``on_parsed`` sees every request before it is replayed, ``on_pooled`` every batch after it, with its pooled
+        values by probe; they may not block and may not raise.
+        """
+        self._on_pooled = on_pooled
         self._settings = settings
         self._on_parsed = on_parsed
         self._models = models
@@ -177,6 +182,7 @@ class Worker:
             )
             for name, values in pooled.items()
         }
+        self._on_pooled(served, inputs, real)
         self._accumulator.add(entry.model, entry.version, served.digest, served.instrumented.probes, real, arrived_ms)
         self._metrics.replayed_total.labels(entry.model, entry.version).inc(requests)
         return 0

@@ -16,9 +16,10 @@ from agent.summary.histogram import MAX_SCALE, MIN_SCALE, Ints
 from agent.wire import reluscope_pb2 as pb
 from agent.wire.comparison_codec import comparison_in, comparison_out
 from agent.wire.fields import MAX_CHANNELS, WireError, extend, integers, probe_in, probe_out
-from agent.wire.messages import Comparison, Deployment, Envelope, NotProbed, ProbeWindow, Window
+from agent.wire.kinship import kinship_in, kinship_out
+from agent.wire.messages import Comparison, Deployment, Envelope, Kinship, NotProbed, ProbeWindow, Window
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 _COUNTS = ("active", "nonfinite")
 _VALUES = ("fraction_sum", "fraction_sq_sum", "mean", "m2", "min", "max")
@@ -41,6 +42,8 @@ def encode(envelope: Envelope) -> bytes:
         message.window.probes.extend(_summary_out(item) for item in body.probes)
     elif isinstance(body, Comparison):
         message.comparison.CopyFrom(comparison_out(body))
+    elif isinstance(body, Kinship):
+        message.kinship.CopyFrom(kinship_out(body))
     else:
         message.deployment.at_unix_ms, message.deployment.provider = body.at_ms, body.provider
         message.deployment.probes.extend(probe_out(probe) for probe in body.probes)
@@ -69,12 +72,14 @@ def decode(data: bytes) -> Envelope:
             raise WireError(f"{name} is empty")
     kind = message.WhichOneof("body")
     if kind is None:
-        raise WireError("the message has neither a window nor a deployment nor a comparison")
-    body: Window | Deployment | Comparison
+        raise WireError("the message has neither a window nor a deployment nor a comparison nor a kinship")
+    body: Window | Deployment | Comparison | Kinship
     if kind == "window":
         body = _window_in(message.window)
     elif kind == "comparison":
         body = comparison_in(message.comparison)
+    elif kind == "kinship":
+        body = kinship_in(message.kinship)
     else:
         body = _deployment_in(message.deployment)
     return Envelope(

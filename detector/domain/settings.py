@@ -34,7 +34,7 @@ class CheckSettings:
     fleet_requests: int = 30
     """Requests in a batch that an agent needs to be compared with the others."""
     check_interval: float = 60.0
-    """Seconds between checks."""
+    """Seconds between checks of a version, however many detectors there are."""
     active_seconds: float = 3600.0
     """Versions without a window for this long are not checked any more."""
 

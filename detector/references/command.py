@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import getpass
 import os
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,10 +12,11 @@ from pathlib import Path
 import click
 
 from agent.logging import configure
-from detector.domain.slots import WEEKDAY_DATES, counted
-from detector.domain.types import ModelVersion, Reference
+from detector.domain.slots import WEEKDAY_DATES
+from detector.domain.types import Decision, ModelVersion, Policy, Reference
 from detector.ingestion import offline
-from detector.references import choice as reference_choice
+from detector.references import choice, decisions, making
+from detector.references.listing import print_policy, print_references
 from detector.references.size import Need
 from detector.store import Store, StoreError
 
@@ -45,6 +46,18 @@ _weekday_dates = click.option(
 )
 
 
+def _person() -> str:
+    """Who runs the command, as far as this machine knows."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user without a name
+        return f"uid {os.getuid()}"
+
+
+_by = click.option("--by", default=_person, show_default="your user name", help="Who decides; kept for the postmortem.")
+_why = click.option("--why", default="", help="Why; kept for the postmortem.")
+
+
 @click.group("reference", context_settings={"auto_envvar_prefix": "RELUSCOPE_REFERENCE"})
 def command() -> None:
     """What a model version's windows are compared with."""
@@ -60,6 +73,8 @@ def command() -> None:
 @_effect
 @_tolerated
 @_weekday_dates
+@_why
+@_by
 def set_(
     database_url: str,
     model: str,
@@ -69,12 +84,15 @@ def set_(
     effect: float,
     min_effect: float,
     weekday_dates: int,
+    why: str,
+    by: str,
 ) -> None:
     """Take the windows inside a span of time as the reference."""
     need = _need(effect, min_effect)
     with _session(database_url, model, version) as (store, found):
-        made = reference_choice.from_windows(store, found, _time(start), _time(end), need, weekday_dates)
-        _print([made], found)
+        span = (_time(start), _time(end))
+        made = making.from_windows(store, found, *span, need, weekday_dates, Decision(by, why))
+        _made(store, found, made)
 
 
 @command.command("offline")
@@ -84,12 +102,23 @@ def set_(
 @click.argument("file", type=click.Path(path_type=Path))
 @_effect
 @_tolerated
-def offline_(database_url: str, model: str, version: str | None, file: Path, effect: float, min_effect: float) -> None:
+@_why
+@_by
+def offline_(
+    database_url: str,
+    model: str,
+    version: str | None,
+    file: Path,
+    effect: float,
+    min_effect: float,
+    why: str,
+    by: str,
+) -> None:
     """Take a calibration run as the reference: FILE holds window messages, each after its length as a varint."""
     need = _need(effect, min_effect)
     with _session(database_url, model, version) as (store, found):
         windows = offline.read(file, found, datetime.now(UTC))
-        _print([reference_choice.from_offline(store, found, windows, need)], found)
+        _made(store, found, making.from_offline(store, found, windows, need, Decision(by, why)))
 
 
 @command.command()
@@ -108,6 +137,8 @@ def offline_(database_url: str, model: str, version: str | None, file: Path, eff
 @_effect
 @_tolerated
 @_weekday_dates
+@_why
+@_by
 def auto(
     database_url: str,
     model: str,
@@ -118,15 +149,73 @@ def auto(
     effect: float,
     min_effect: float,
     weekday_dates: int,
+    why: str,
+    by: str,
 ) -> None:
     """Make the reference anew from the first requests, or take over the previous version's."""
-    need, now = _need(effect, min_effect), datetime.now(UTC)
+    need, now, decision = _need(effect, min_effect), datetime.now(UTC), Decision(by, why)
     with _session(database_url, model, version) as (store, found):
         if source == "previous-version":
-            made = reference_choice.from_previous(store, found, requests, now, windows)
+            made = choice.from_previous(store, found, requests, now, windows, decision)
         else:
-            made = reference_choice.from_first_requests(store, found, requests, now, need, weekday_dates, windows)
-        _print([made], found)
+            made = making.from_first_requests(store, found, requests, now, need, weekday_dates, windows, decision)
+        _made(store, found, made)
+
+
+@command.command("accept")
+@_database
+@_model
+@_version
+@click.option("--why", required=True, help="Why this is normal; kept for the postmortem.")
+@_by
+@click.option("--requests", default=1000, show_default=True, type=click.IntRange(min=1), help="Requests to take.")
+@click.option("--windows", default=10, show_default=True, type=click.IntRange(min=1), help="Windows to take at least.")
+@click.option("--since", default=None, help="Take no older windows, ISO 8601; else since the present findings began.")
+@_effect
+@_tolerated
+def accept_(
+    database_url: str,
+    model: str,
+    version: str | None,
+    why: str,
+    by: str,
+    requests: int,
+    windows: int,
+    since: str | None,
+    effect: float,
+    min_effect: float,
+) -> None:
+    """Accept the present as normal: the newest windows become the reference, and what was found against the former one
+    ends with the next check."""
+    need, begin, now = _need(effect, min_effect), None if since is None else _time(since), datetime.now(UTC)
+    if not why.strip():
+        raise click.BadParameter("--why is empty: say why this is normal, for whoever reads the postmortem")
+    with _session(database_url, model, version) as (store, found):
+        made, left = decisions.accept(store, found, requests, windows, begin, now, need, by, why)
+        print_references([made], found)
+        if made.decision is not None and made.decision.accepts:
+            click.echo(f"Accepted: {', '.join(made.decision.accepts)}")
+        if left:
+            click.echo(f"Not ended by this, for they do not rest on a reference: {', '.join(left)}")
+
+
+@command.command("policy")
+@_database
+@click.argument("model")
+@click.argument("policy", type=click.Choice(["auto", "inherit", "own", "pinned"]), required=False)
+@click.option("--reference", "reference_id", type=int, default=None, help="With pinned: another than the one in use.")
+@_why
+@_by
+def policy_(database_url: str, model: str, policy: Policy | None, reference_id: int | None, why: str, by: str) -> None:
+    """Choose where the next versions of MODEL get their references from; without a policy, show it.
+
+    auto: the former version's where the new one is near it, else its own first requests. inherit: the former version's
+    wherever the probes are the same. own: its own first requests. pinned: the one in use now, until this is changed.
+    """
+    with _session(database_url, model, None) as (store, found):
+        if policy is not None:
+            decisions.set_policy(store, found, policy, reference_id, by, why)
+        print_policy(model, store.reference_policy(model))
 
 
 @command.command()
@@ -134,12 +223,15 @@ def auto(
 @_model
 @_version
 def show(database_url: str, model: str, version: str | None) -> None:
-    """List a version's references, the newest, which is in use, first."""
+    """List a version's references, the newest, which is in use, first; and the policy for the versions to come."""
     with _session(database_url, model, version) as (store, found):
+        print_policy(model, store.reference_policy(model))
+        if (kin := choice.former_kinship(store, found)) is not None:
+            click.echo(f"Is it near version {kin[0].version}? {kin[1]}")
         known = store.references(found.id)
         if not known:
             raise click.ClickException(f"{found.model}@{found.version} has no reference yet")
-        _print(known, found)
+        print_references(known, found)
 
 
 @contextmanager
@@ -155,7 +247,7 @@ def _session(database_url: str, model: str, version: str | None) -> Iterator[tup
             yield store, found
         finally:
             store.close()
-    except (StoreError, reference_choice.NoReference, offline.OfflineError) as error:
+    except (StoreError, making.NoReference, offline.OfflineError) as error:
         raise click.ClickException(str(error)) from error
 
 
@@ -174,42 +266,8 @@ def _time(text: str) -> datetime:
     return parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)
 
 
-_COLUMNS = ("id", "in use", "origin", "from version", "start", "end", "requests", "slots", "made at")
-
-
-def _print(known: Sequence[Reference], version: ModelVersion) -> None:
-    rows = [
-        (
-            str(one.id),
-            "yes" if place == 0 else "no",
-            one.origin,
-            "this" if one.source_version_id == version.id else f"id {one.source_version_id}",
-            one.start.isoformat(timespec="seconds"),
-            one.end.isoformat(timespec="seconds"),
-            str(one.n),
-            counted(one.slots),
-            one.created_at.isoformat(timespec="seconds"),
-        )
-        for place, one in enumerate(known)
-    ]
-    title = f"References of {version.model}@{version.version}"
-    if sys.stdout.isatty() and os.environ.get("TERM") != "dumb" and _print_rich(title, rows):
-        return
-    click.echo(title)
-    widths = [max(len(row[i]) for row in (_COLUMNS, *rows)) for i in range(len(_COLUMNS))]
-    for row in (_COLUMNS, *rows):
-        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-
-
-def _print_rich(title: str, rows: Sequence[tuple[str, ...]]) -> bool:
-    """A table with colours; False where rich is not installed."""
-    try:
-        from rich.console import Console
-        from rich.table import Table
-    except ImportError:
-        return False
-    table = Table(*_COLUMNS, title=title)
-    for row in rows:
-        table.add_row(*row)
-    Console().print(table)
-    return True
+def _made(store: Store, version: ModelVersion, made: Reference) -> None:
+    """After a person has made a reference."""
+    if decisions.repin(store, version, made):
+        click.echo(f"Pinned reference {made.id} for the versions to come, instead of the former one.")
+    print_references([made], version)

@@ -12,9 +12,9 @@ from datetime import datetime
 from sqlalchemy import Connection, select, tuple_, update
 from sqlalchemy.dialects.postgresql import insert
 
-from agent.wire import Deployment, Envelope
+from agent.wire import Deployment, Envelope, Kinship
 from detector.domain.types import IngestResult
-from detector.store import comparisons, locks, merging
+from detector.store import comparisons, kinships, locks, merging
 from detector.store.errors import LostOwnership
 from detector.store.tables import deployments, ingest_keys, ingest_offsets, model_versions
 
@@ -49,6 +49,7 @@ def apply(
         versioned = [(ids[_version_key(envelope)], envelope) for envelope in fresh]
         merging.merge_windows(connection, versioned)
         comparisons.merge_comparisons(connection, versioned)
+        kinships.merge_kinships(connection, versioned)
     return IngestResult(applied=len(fresh), duplicates=len(envelopes) - len(fresh))
 
 
@@ -100,7 +101,7 @@ def _version_ids(connection: Connection, envelopes: Iterable[Envelope]) -> dict[
     first: dict[VersionKey, datetime] = {}
     for envelope in envelopes:
         body = envelope.body
-        at = merging.moment(body.at_ms if isinstance(body, Deployment) else body.start_ms)
+        at = merging.moment(body.at_ms if isinstance(body, (Deployment, Kinship)) else body.start_ms)
         key = _version_key(envelope)
         first[key] = min(at, first.get(key, at))
     table = model_versions

@@ -10,7 +10,7 @@ from sqlalchemy import Connection, Integer, any_, case, func, literal, select, u
 from sqlalchemy.dialects.postgresql import ARRAY, TIMESTAMP, insert
 
 from agent.summary import Summary, merge
-from agent.wire import Comparison, Envelope, Probe, Window
+from agent.wire import Comparison, Envelope, Kinship, Probe, Window
 from detector.statistics.fleet import of_summary
 from detector.store.errors import StoreRefused
 from detector.store.rows import SUMMARY_COLUMNS, summary_from_row, summary_to_row
@@ -50,7 +50,7 @@ def _probe_ids(connection: Connection, batch: Sequence[Versioned]) -> dict[tuple
     widths: dict[tuple[int, str], int] = {}
     for version_id, envelope in batch:
         body = envelope.body
-        if isinstance(body, Comparison):  # see comparisons.merge_comparisons
+        if isinstance(body, (Comparison, Kinship)):  # see comparisons.merge_comparisons, kinships.merge_kinships
             continue
         for probe in (item.probe for item in body.probes) if isinstance(body, Window) else body.probes:
             told[version_id, probe.name] = probe

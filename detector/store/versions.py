@@ -10,7 +10,6 @@ from sqlalchemy import Connection, RowMapping, Select, func, select, text
 
 from agent.wire import Probe, ProbeKind
 from detector.domain.types import ModelVersion
-from detector.store import locks
 from detector.store.errors import StoreError
 from detector.store.tables import comparison_sources, comparisons, deployments, model_versions, windows
 from detector.store.tables import probes as probe_table
@@ -128,13 +127,13 @@ def probes(connection: Connection, version_id: int) -> list[Probe]:
     ]
 
 
-def try_lock(connection: Connection, version_id: int) -> bool:
-    """See `Store.try_model_lock`."""
-    return locks.attempt(connection, locks.CHECK, version_id)
+def now(connection: Connection) -> datetime:
+    """See `Store.now`."""
+    return cast(datetime, connection.execute(select(func.clock_timestamp())).scalar_one())
 
 
 def probe_schema(connection: Connection) -> None:
     """Raises StoreError where the newest view or the newest table is not there."""
-    newest = "SELECT to_regclass('paired_findings') IS NOT NULL AND to_regclass('alarm_states') IS NOT NULL"
+    newest = "SELECT to_regclass('reference_policies') IS NOT NULL AND to_regclass('check_turns') IS NOT NULL"
     if not connection.execute(text(newest)).scalar_one():
         raise StoreError("the database has no reluscope schema, or an old one: run `reluscope migrate`")

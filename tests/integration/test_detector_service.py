@@ -99,6 +99,10 @@ def test_what_can_never_work_is_an_error_at_once(tmp_path: Path) -> None:
     for options, message in (
         (("--database-url", "mysql://me:hush@db/x"), "expected postgresql+psycopg://"),
         (("--database-url", "postgresql+psycopg://db/x", "--fdr", "2"), "out of range: fdr = 2.0"),
+        (
+            ("--database-url", "postgresql+psycopg://db/x", "--alertmanager-url", "http://me:hush@am"),
+            "is no URL such as",
+        ),
         (("--database-url", "postgresql+psycopg://db/x", "--host", "192.0.2.1"), "cannot listen on 192.0.2.1:"),
     ):
         with detector(log, "--bootstrap-servers", "127.0.0.1:9", *options) as (process, _):
