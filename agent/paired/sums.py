@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
+from pydantic.dataclasses import dataclass as settings
 
 from agent import wire
+from agent.options import SECTION, Option
 
 CHUNK = 1 << 18
 """Elements that are in float64 at a time: 2 MiB per array."""
@@ -26,7 +29,7 @@ Array = NDArray[Any]
 Flags = NDArray[np.bool_]
 
 
-@dataclass(frozen=True, slots=True)
+@settings(frozen=True, slots=True, config=SECTION)
 class Tolerance:
     """An element is beyond it where |served - baseline| > atol * rms + rtol * |baseline|.
 
@@ -34,8 +37,10 @@ class Tolerance:
     were added up, so an element near zero errs as much as its neighbours, whatever unit the output is in.
     """
 
-    rtol: float
-    atol: float
+    rtol: Annotated[float, Option("mismatch_rtol")] = Field(default=0.02, ge=0)
+    """Tolerated error of an output element, per its size."""
+    atol: Annotated[float, Option("mismatch_atol")] = Field(default=0.02, ge=0)
+    """The same, per root mean square of the whole output."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,17 +5,22 @@ The client follows no redirects, so that its credentials go nowhere else, and re
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from collections.abc import Collection
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 from urllib.error import HTTPError
 from urllib.parse import quote, urlsplit
 from urllib.request import HTTPRedirectHandler, Request, build_opener
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from agent.options import SECTION, Option
 
 TIMEOUT_SECONDS = 5.0
 MAX_BYTES = 16 * 1024 * 1024
@@ -25,7 +30,7 @@ class AlertmanagerError(Exception):
     """Alertmanager does not answer, or not as its API says; the message says which request and why."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class LiveAlert:
     """An alert that Alertmanager has and that has not ended."""
 
@@ -38,13 +43,29 @@ class LiveAlert:
     """Fingerprints of alerts."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Silence:
     """Who silenced, and why."""
 
     id: str
     created_by: str
     comment: str
+
+
+@dataclass(frozen=True, slots=True, config=SECTION)
+class AlertmanagerSettings:
+    """Whom to ask about alerts that end without a notice."""
+
+    url: Annotated[str | None, Option("alertmanager_url")] = None
+    """Alertmanager's, to learn how alerts end that it holds back; without, they stay open."""
+    authorization_file: Annotated[Path | None, Option("alertmanager_authorization_file")] = None
+    """Holds the Authorization header for it, such as "Bearer ..."."""
+    settle_seconds: Annotated[float, Option("alertmanager_settle_seconds")] = Field(default=300.0, ge=0)
+    """How long after its own start it ends no alert: it may not have been told of them yet."""
+
+    def client(self) -> Alertmanager | None:
+        """None where there is nobody to ask; raises ValueError where the URL is none."""
+        return None if self.url is None else Alertmanager(self.url, self.authorization_file)
 
 
 class _NoRedirects(HTTPRedirectHandler):

@@ -8,10 +8,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Annotated, Literal
 
 import click
+from pydantic import AfterValidator, Field
+from pydantic.dataclasses import dataclass
 
 from agent.logging import configure
+from agent.options import SECTION, Option, options
+from detector.domain.settings import Database, Target, Time
 from detector.domain.slots import WEEKDAY_DATES
 from detector.domain.types import Decision, ModelVersion, Policy, Reference
 from detector.ingestion import offline
@@ -20,30 +25,14 @@ from detector.references.listing import print_policy, print_references
 from detector.references.size import Need
 from detector.store import Store, StoreError
 
-_database = click.option(
-    "--database-url",
-    envvar="RELUSCOPE_DATABASE_URL",
-    required=True,
-    help="postgresql+psycopg://user:password@host:port/database",
-)
-_model = click.option("--model", required=True, help="Model name.")
-_version = click.option("--version", default=None, help="Model version; the newest if left out.")
-
-
-_effect = click.option(
-    "--effect",
-    default=0.3,
-    show_default=True,
-    help="Smallest shift, Cohen's omega, that it must let show.",
-)
-_tolerated = click.option("--min-effect", default=0.1, show_default=True, help="The detector's --min-effect.")
-_weekday_dates = click.option(
-    "--weekday-dates",
-    default=WEEKDAY_DATES,
-    show_default=True,
-    type=click.IntRange(min=WEEKDAY_DATES),
-    help="Dates that an hour of a weekday needs for a reference of its own; more than there are leave weekdays out.",
-)
+WeekdayDates = Annotated[
+    int,
+    Field(
+        ge=WEEKDAY_DATES,
+        description="Dates that an hour of a weekday needs for a reference of its own; "
+        "more than there are leave weekdays out.",
+    ),
+]
 
 
 def _person() -> str:
@@ -54,8 +43,90 @@ def _person() -> str:
         return f"uid {os.getuid()}"
 
 
-_by = click.option("--by", default=_person, show_default="your user name", help="Who decides; kept for the postmortem.")
-_why = click.option("--why", default="", help="Why; kept for the postmortem.")
+By = Annotated[
+    str,
+    Option(default="your user name"),
+    Field(default_factory=_person, min_length=1, description="Who decides; kept for the postmortem."),
+]
+
+
+@dataclass(frozen=True, kw_only=True, config=SECTION)
+class Person:
+    """Who decides, and why."""
+
+    why: str = ""
+    """Why; kept for the postmortem."""
+    by: By
+
+    def decision(self) -> Decision:
+        """As it is kept."""
+        return Decision(self.by, self.why)
+
+
+@dataclass(frozen=True, kw_only=True, config=SECTION)
+class SpanSettings:
+    """Every option of `reluscope reference set`."""
+
+    target: Target
+    start: Annotated[Time, Option("from", metavar="TIME")]
+    """Start of the span, ISO 8601; UTC where no zone is given."""
+    end: Annotated[Time, Option("to", metavar="TIME")]
+    """End of the span."""
+    need: Need
+    weekday_dates: WeekdayDates = WEEKDAY_DATES
+    person: Person
+
+
+@dataclass(frozen=True, kw_only=True, config=SECTION)
+class OfflineSettings:
+    """Every option of `reluscope reference offline`."""
+
+    target: Target
+    need: Need
+    person: Person
+
+
+@dataclass(frozen=True, kw_only=True, config=SECTION)
+class AutoSettings:
+    """Every option of `reluscope reference auto`."""
+
+    target: Target
+    requests: int = Field(default=1000, ge=1)
+    """Requests to take."""
+    windows: int = Field(default=10, ge=1)
+    """Windows to take at least."""
+    source: Literal["first-requests", "previous-version"] = "first-requests"
+    """This version's first requests, or the reference of the version before it."""
+    need: Need
+    weekday_dates: WeekdayDates = WEEKDAY_DATES
+    person: Person
+
+
+@dataclass(frozen=True, kw_only=True, config=SECTION)
+class AcceptSettings:
+    """Every option of `reluscope reference accept`."""
+
+    target: Target
+    why: Annotated[str, AfterValidator(decisions.reason)]
+    """Why this is normal; kept for the postmortem."""
+    by: By
+    requests: int = Field(default=1000, ge=1)
+    """Requests to take."""
+    windows: int = Field(default=10, ge=1)
+    """Windows to take at least."""
+    since: Time | None = None
+    """Take no older windows, ISO 8601; else since the present findings began."""
+    need: Need
+
+
+@dataclass(frozen=True, kw_only=True, config=SECTION)
+class PolicySettings:
+    """Every option of `reluscope reference policy`."""
+
+    database: Database
+    reference: int | None = None
+    """With pinned: the id of another reference than the one in use."""
+    person: Person
 
 
 @click.group("reference", context_settings={"auto_envvar_prefix": "RELUSCOPE_REFERENCE"})
@@ -65,133 +136,49 @@ def command() -> None:
 
 
 @command.command("set")
-@_database
-@_model
-@_version
-@click.option("--from", "start", required=True, help="Start of the span, ISO 8601; UTC where no zone is given.")
-@click.option("--to", "end", required=True, help="End of the span.")
-@_effect
-@_tolerated
-@_weekday_dates
-@_why
-@_by
-def set_(
-    database_url: str,
-    model: str,
-    version: str | None,
-    start: str,
-    end: str,
-    effect: float,
-    min_effect: float,
-    weekday_dates: int,
-    why: str,
-    by: str,
-) -> None:
+@options(SpanSettings)
+def set_(settings: SpanSettings) -> None:
     """Take the windows inside a span of time as the reference."""
-    need = _need(effect, min_effect)
-    with _session(database_url, model, version) as (store, found):
-        span = (_time(start), _time(end))
-        made = making.from_windows(store, found, *span, need, weekday_dates, Decision(by, why))
+    s = settings
+    with _session(s.target) as (store, found):
+        decision = s.person.decision()
+        made = making.from_windows(store, found, s.start, s.end, s.need, s.weekday_dates, decision)
         _made(store, found, made)
 
 
 @command.command("offline")
-@_database
-@_model
-@_version
+@options(OfflineSettings)
 @click.argument("file", type=click.Path(path_type=Path))
-@_effect
-@_tolerated
-@_why
-@_by
-def offline_(
-    database_url: str,
-    model: str,
-    version: str | None,
-    file: Path,
-    effect: float,
-    min_effect: float,
-    why: str,
-    by: str,
-) -> None:
+def offline_(settings: OfflineSettings, file: Path) -> None:
     """Take a calibration run as the reference: FILE holds window messages, each after its length as a varint."""
-    need = _need(effect, min_effect)
-    with _session(database_url, model, version) as (store, found):
+    with _session(settings.target) as (store, found):
         windows = offline.read(file, found, datetime.now(UTC))
-        _made(store, found, making.from_offline(store, found, windows, need, Decision(by, why)))
+        decision = settings.person.decision()
+        _made(store, found, making.from_offline(store, found, windows, settings.need, decision))
 
 
 @command.command()
-@_database
-@_model
-@_version
-@click.option("--requests", default=1000, show_default=True, type=click.IntRange(min=1), help="Requests to take.")
-@click.option("--windows", default=10, show_default=True, type=click.IntRange(min=1), help="Windows to take at least.")
-@click.option(
-    "--source",
-    type=click.Choice(["first-requests", "previous-version"]),
-    default="first-requests",
-    show_default=True,
-    help="This version's first requests, or the reference of the version before it.",
-)
-@_effect
-@_tolerated
-@_weekday_dates
-@_why
-@_by
-def auto(
-    database_url: str,
-    model: str,
-    version: str | None,
-    requests: int,
-    windows: int,
-    source: str,
-    effect: float,
-    min_effect: float,
-    weekday_dates: int,
-    why: str,
-    by: str,
-) -> None:
+@options(AutoSettings)
+def auto(settings: AutoSettings) -> None:
     """Make the reference anew from the first requests, or take over the previous version's."""
-    need, now, decision = _need(effect, min_effect), datetime.now(UTC), Decision(by, why)
-    with _session(database_url, model, version) as (store, found):
-        if source == "previous-version":
-            made = choice.from_previous(store, found, requests, now, windows, decision)
+    s, now, decision = settings, datetime.now(UTC), settings.person.decision()
+    with _session(s.target) as (store, found):
+        if s.source == "previous-version":
+            made = choice.from_previous(store, found, s.requests, now, s.windows, decision)
         else:
-            made = making.from_first_requests(store, found, requests, now, need, weekday_dates, windows, decision)
+            made = making.from_first_requests(
+                store, found, s.requests, now, s.need, s.weekday_dates, s.windows, decision
+            )
         _made(store, found, made)
 
 
 @command.command("accept")
-@_database
-@_model
-@_version
-@click.option("--why", required=True, help="Why this is normal; kept for the postmortem.")
-@_by
-@click.option("--requests", default=1000, show_default=True, type=click.IntRange(min=1), help="Requests to take.")
-@click.option("--windows", default=10, show_default=True, type=click.IntRange(min=1), help="Windows to take at least.")
-@click.option("--since", default=None, help="Take no older windows, ISO 8601; else since the present findings began.")
-@_effect
-@_tolerated
-def accept_(
-    database_url: str,
-    model: str,
-    version: str | None,
-    why: str,
-    by: str,
-    requests: int,
-    windows: int,
-    since: str | None,
-    effect: float,
-    min_effect: float,
-) -> None:
-    """Accept the present as normal: the newest windows become the reference, and what was found against the former one
-    ends with the next check."""
-    need, begin, now = _need(effect, min_effect), None if since is None else _time(since), datetime.now(UTC)
-    if not why.strip():
-        raise click.BadParameter("--why is empty: say why this is normal, for whoever reads the postmortem")
-    with _session(database_url, model, version) as (store, found):
-        made, left = decisions.accept(store, found, requests, windows, begin, now, need, by, why)
+@options(AcceptSettings)
+def accept_(settings: AcceptSettings) -> None:
+    """Accept the present as normal: the newest windows become the reference, and what was found ends with that."""
+    s, now = settings, datetime.now(UTC)
+    with _session(s.target) as (store, found):
+        made, left = decisions.accept(store, found, s.requests, s.windows, s.since, now, s.need, s.by, s.why)
         print_references([made], found)
         if made.decision is not None and made.decision.accepts:
             click.echo(f"Accepted: {', '.join(made.decision.accepts)}")
@@ -200,32 +187,27 @@ def accept_(
 
 
 @command.command("policy")
-@_database
+@options(PolicySettings)
 @click.argument("model")
 @click.argument("policy", type=click.Choice(["auto", "inherit", "own", "pinned"]), required=False)
-@click.option("--reference", "reference_id", type=int, default=None, help="With pinned: another than the one in use.")
-@_why
-@_by
-def policy_(database_url: str, model: str, policy: Policy | None, reference_id: int | None, why: str, by: str) -> None:
+def policy_(settings: PolicySettings, model: str, policy: Policy | None) -> None:
     """Choose where the next versions of MODEL get their references from; without a policy, show it.
 
     auto: the former version's where the new one is near it, else its own first requests. inherit: the former version's
     wherever the probes are the same. own: its own first requests. pinned: the one in use now, until this is changed.
     """
-    with _session(database_url, model, None) as (store, found):
+    with _session(Target(database=settings.database, model=model)) as (store, found):
         if policy is not None:
-            decisions.set_policy(store, found, policy, reference_id, by, why)
+            decisions.set_policy(store, found, policy, settings.reference, settings.person.by, settings.person.why)
         print_policy(model, store.reference_policy(model))
 
 
 @command.command()
-@_database
-@_model
-@_version
-def show(database_url: str, model: str, version: str | None) -> None:
+@options(Target)
+def show(settings: Target) -> None:
     """List a version's references, the newest, which is in use, first; and the policy for the versions to come."""
-    with _session(database_url, model, version) as (store, found):
-        print_policy(model, store.reference_policy(model))
+    with _session(settings) as (store, found):
+        print_policy(found.model, store.reference_policy(found.model))
         if (kin := choice.former_kinship(store, found)) is not None:
             click.echo(f"Is it near version {kin[0].version}? {kin[1]}")
         known = store.references(found.id)
@@ -235,35 +217,20 @@ def show(database_url: str, model: str, version: str | None) -> None:
 
 
 @contextmanager
-def _session(database_url: str, model: str, version: str | None) -> Iterator[tuple[Store, ModelVersion]]:
+def _session(target: Target) -> Iterator[tuple[Store, ModelVersion]]:
     """The store and the version asked for; what goes wrong becomes one clear line and exit code 1."""
     try:
-        store = Store(database_url)
+        store = Store(target.database.url)
         try:
-            found = store.model_version(model, version)
+            found = store.model_version(target.model, target.version)
             if found is None:
-                name = model if version is None else f"{model}@{version}"
+                name = target.model if target.version is None else f"{target.model}@{target.version}"
                 raise click.ClickException(f"{name} is unknown: no agent has reported it")
             yield store, found
         finally:
             store.close()
     except (StoreError, making.NoReference, offline.OfflineError) as error:
         raise click.ClickException(str(error)) from error
-
-
-def _need(effect: float, min_effect: float) -> Need:
-    try:
-        return Need(effect, min_effect)
-    except ValueError as error:
-        raise click.BadParameter(str(error)) from error
-
-
-def _time(text: str) -> datetime:
-    try:
-        parsed = datetime.fromisoformat(text)
-    except ValueError as error:
-        raise click.BadParameter(f"{text!r} is no ISO 8601 time, such as 2026-01-31T12:00:00Z") from error
-    return parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)
 
 
 def _made(store: Store, version: ModelVersion, made: Reference) -> None:

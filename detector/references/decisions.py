@@ -23,6 +23,13 @@ class DecisionStore(ReferenceStore, Protocol):
     def set_reference_policy(self, model: str, chosen: ReferencePolicy) -> None: ...
 
 
+def reason(why: str) -> str:
+    """What a person gives as a reason; raises ValueError where it is blank."""
+    if not why.strip():
+        raise ValueError("is empty: say why this is normal, for whoever reads the postmortem")
+    return why
+
+
 def accept(
     store: DecisionStore,
     version: ModelVersion,

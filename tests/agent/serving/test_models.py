@@ -45,7 +45,8 @@ def put(root: Path, version: str, model: onnx.ModelProto | bytes) -> Path:
 
 
 def models(root: Path, announced: Announced, metrics: AgentMetrics | None = None, **settings: Any) -> Models:
-    return Models(root, metrics or AgentMetrics(), announced, CaptureSettings(Device(1, 1 << 30), **settings))
+    capture = CaptureSettings(Device(1, 1 << 30), **{"overhead_budget": None, **settings})
+    return Models(root, metrics or AgentMetrics(), announced, capture)
 
 
 def look(served: Models) -> None:

@@ -229,14 +229,8 @@ def test_what_is_true_passes() -> None:
     silent = replace(difference(), elements=0, signal=0.0, power=0.0, noise=0.0, cross=0.0)
     both = comparing(4, compared(probes=(opposite, replace(silent, probe=probe("fc1")))))
     labelled = comparing(5, compared(kind="holdout", accuracy_n=100))
-    for envelope in (
-        window(1),
-        deployment(2),
-        window(1, START + timedelta(minutes=30)),
-        both,
-        labelled,
-        with_kinship(),
-    ):
+    late = window(1, START + timedelta(minutes=30))
+    for envelope in (window(1), deployment(2), late, both, labelled, with_kinship()):
         check(envelope, NOW)
 
 
