@@ -11,6 +11,7 @@ from dataclasses import replace
 import click
 import structlog
 
+from agent.delivery.drops import ProbeDrops
 from agent.delivery.outbox import Outbox, OutboxError
 from agent.delivery.sender import Sender
 from agent.delivery.transport import Publisher
@@ -26,6 +27,7 @@ from agent.paired.kinships import Kinships
 from agent.paired.runner import Paired
 from agent.paired.windows import ComparisonWindows
 from agent.rates.governor import Governor
+from agent.rates.pairs import Pairs
 from agent.rates.sampling import Sampler
 from agent.rates.throttle import Throttle
 from agent.replay import ReplayError, resolve
@@ -65,7 +67,8 @@ def command(settings: AgentSettings) -> None:
     metrics.watch_queue(queue.depth)
     metrics.watch_outbox(outbox.depth)
 
-    sender = Sender(outbox, settings.agent_id, settings.max_message_bytes)
+    drops = ProbeDrops(metrics)
+    sender = Sender(outbox, settings.agent_id, settings.max_message_bytes, on_drop=drops)
     window_ms, grace_ms = int(settings.window_seconds * 1000), int(settings.window_grace_seconds * 1000)
     bounds = replace(
         settings.paired, max_batch=capture.max_batch, limits=limits, device=capture.device, nice=capture.nice
@@ -80,13 +83,16 @@ def command(settings: AgentSettings) -> None:
         holdouts.refresh(served)
 
     models = Models(settings.repository, metrics, sender.deployment, capture, on_refreshed=refreshed)
-    accumulator = Accumulator(window_ms, grace_ms)
-    worker_settings = WorkerSettings(capture.max_batch, settings.budgets, limits, capture.nice)
+    accumulator = Accumulator(window_ms, grace_ms, on_drop=drops)
+    worker_settings = WorkerSettings(
+        capture.max_batch, settings.budgets, limits, capture.nice, settings.rows_per_request
+    )
     worker = Worker(
         worker_settings, models, queue, accumulator, sender, metrics,
         on_parsed=pairs.intake.offer, on_pooled=kinships.offer,
     )  # fmt: skip
-    sampler = Sampler(sample_rate)
+    forgotten = metrics.paired_dropped_total.labels("join_ids").inc
+    sampler = Sampler(sample_rate, Pairs(bounds.join_seconds, bounds.join_ids, forgotten))
     throttle = Throttle(Governor(sample_rate, settings.budgets), sampler, queue, worker.meter, metrics)
     publisher = Publisher(
         settings.kafka.bootstrap_servers,

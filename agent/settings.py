@@ -33,6 +33,8 @@ class AgentSettings:
     """Name of this pod in every window."""
     sample_rate: float = Field(default=0.05, ge=0, le=1)
     """Share of requests that is replayed."""
+    rows_per_request: int = Field(default=1, ge=1)
+    """Rows of a request, drawn at random, that are replayed; each counts as a request."""
     capture: CaptureSettings
     budgets: Budgets
     window_seconds: float = Field(default=60.0, ge=0.1)

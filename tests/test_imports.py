@@ -31,7 +31,7 @@ EDGES: Mapping[str, tuple[str, ...]] = {
 
 FLOORS: Mapping[str, tuple[tuple[str, ...], ...]] = {
     "agent": (
-        ("logging", "metrics", "options", "repeats", "supervise", "summary"),
+        ("datatypes", "logging", "metrics", "options", "repeats", "supervise", "summary"),
         ("wire",),
         ("instrument",),
         ("replay",),

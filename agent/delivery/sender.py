@@ -5,15 +5,18 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from typing import TypeVar
 
 import structlog
 
 from agent import wire
+from agent.delivery.drops import ProbeDrop
 from agent.delivery.outbox import Outbox
-from agent.delivery.windowing import ClosedWindow
+from agent.delivery.windowing import ClosedWindow, Slot
 from agent.instrument import Instrumented
 
 log = structlog.get_logger()
+T = TypeVar("T")
 
 
 class Sender:
@@ -25,11 +28,14 @@ class Sender:
         agent_id: str,
         max_message_bytes: int,
         clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+        on_drop: Callable[[ProbeDrop], None] = lambda drop: None,
     ) -> None:
+        """``on_drop`` is told of probes whose summary no message takes; it may not raise."""
         self._outbox = outbox
         self._agent_id = agent_id
         self._max_message_bytes = max_message_bytes
         self._clock_ms = clock_ms
+        self._on_drop = on_drop
 
     def deployment(self, model: str, version: str, digest: str, instrumented: Instrumented, provider: str) -> None:
         """Announces that a model version starts to serve."""
@@ -37,63 +43,75 @@ class Sender:
         self._post(wire.Envelope(self._agent_id, self._outbox.boot_epoch, 0, model, version, digest, body))
 
     def windows(self, windows: Iterable[ClosedWindow]) -> None:
-        """Sends finished windows; a window too large for one message is split by its probes."""
+        """Sends finished windows; a window too large for one message is split by its probes.
+
+        A window is in the outbox, or counted as lost by it, when the next is asked for.
+        """
         for closed in windows:
             slot, summaries = closed.slot, closed.summaries
             items = tuple(
                 wire.ProbeWindow(probe, summaries[probe.name]) for probe in closed.probes if probe.name in summaries
             )
             for part in self._parts(items):
-                window = wire.Window(slot.start_ms, slot.end_ms, part)
-                self._post(
-                    wire.Envelope(
-                        self._agent_id, self._outbox.boot_epoch, 0, slot.model, slot.version, slot.digest, window
-                    )
-                )
+                self._post_part(slot, part)
             requests = max((item.summary.n for item in items), default=0)
             log.info("window.closed", model=slot.model, version=slot.version, requests=requests)
+
+    def _post_part(self, slot: Slot, part: tuple[wire.ProbeWindow, ...]) -> None:
+        window = wire.Window(slot.start_ms, slot.end_ms, part)
+        names = (slot.model, slot.version, slot.digest)
+        try:
+            self._post(wire.Envelope(self._agent_id, self._outbox.boot_epoch, 0, *names, window))
+        except Exception as error:  # nothing is in the outbox: one by one, the probe at fault is found
+            for item in part if len(part) > 1 else ():
+                self._post_part(slot, (item,))
+            if len(part) == 1:
+                message = f"{type(error).__name__} in making its message"
+                self._on_drop(
+                    ProbeDrop(slot.model, slot.version, part[0].probe.name, "encode", part[0].summary.n, message)
+                )
 
     def comparison(self, model: str, version: str, digest: str, body: wire.Comparison) -> None:
         """Sends a comparison, in parts where it is too large for one message: its own counts are in the first."""
         parts = list(self._comparison_parts(body.probes)) or [()]
         for number, part in enumerate(parts):
             item = replace(body if number == 0 else wire.probes_only(body), probes=part)
-            self._post(wire.Envelope(self._agent_id, self._outbox.boot_epoch, 0, model, version, digest, item))
+            self._post_comparison((model, version, digest), item)
         log.info("comparison.closed", model=model, version=version, kind=body.kind, requests=body.n)
 
     def kinship(self, model: str, version: str, digest: str, body: wire.Kinship) -> None:
         """Sends a kinship, in parts by layer where it is too large for one message."""
-        part: list[wire.LayerKinship] = []
-        room = self._max_message_bytes
-        for number, one in enumerate(body.layers):
-            part.append(one)
-            room -= wire.estimated_layer_size(one)
-            last = number == len(body.layers) - 1
-            if last or wire.estimated_layer_size(body.layers[number + 1]) > room:
-                item = replace(body, layers=tuple(part))
-                self._post(wire.Envelope(self._agent_id, self._outbox.boot_epoch, 0, model, version, digest, item))
-                part, room = [], self._max_message_bytes
+        for part in self._fitting(body.layers, wire.estimated_layer_size):
+            item = replace(body, layers=part)
+            self._post(wire.Envelope(self._agent_id, self._outbox.boot_epoch, 0, model, version, digest, item))
+
+    def _post_comparison(self, names: tuple[str, str, str], item: wire.Comparison) -> None:
+        try:
+            self._post(wire.Envelope(self._agent_id, self._outbox.boot_epoch, 0, *names, item))
+        except Exception as error:  # as in `_post_part`; the comparison's own counts go in any case
+            if not item.probes:
+                raise
+            if len(item.probes) == 1:
+                message = f"{type(error).__name__} in making its message"
+                probe = item.probes[0]
+                self._on_drop(ProbeDrop(names[0], names[1], probe.probe.name, "encode", probe.n, message))
+                self._post_comparison(names, replace(item, probes=()))
+                return
+            for number, probe in enumerate(item.probes):
+                self._post_comparison(names, replace(item if number == 0 else wire.probes_only(item), probes=(probe,)))
 
     def _comparison_parts(self, items: Iterable[wire.ProbeComparison]) -> Iterator[tuple[wire.ProbeComparison, ...]]:
-        """As `_parts`."""
-        part: list[wire.ProbeComparison] = []
-        room = self._max_message_bytes
-        for item in items:
-            size = wire.estimated_comparison_size(item)
-            if part and size > room:
-                yield tuple(part)
-                part, room = [], self._max_message_bytes
-            part.append(item)
-            room -= size
-        if part:
-            yield tuple(part)
+        return self._fitting(items, wire.estimated_comparison_size)
 
     def _parts(self, items: Iterable[wire.ProbeWindow]) -> Iterator[tuple[wire.ProbeWindow, ...]]:
+        return self._fitting(items, lambda item: wire.estimated_size(item.summary))
+
+    def _fitting(self, items: Iterable[T], size_of: Callable[[T], int]) -> Iterator[tuple[T, ...]]:
         """Runs of probes that fit a message together; a probe too large by itself goes alone."""
-        part: list[wire.ProbeWindow] = []
+        part: list[T] = []
         room = self._max_message_bytes
         for item in items:
-            size = wire.estimated_size(item.summary)
+            size = size_of(item)
             if part and size > room:
                 yield tuple(part)
                 part, room = [], self._max_message_bytes

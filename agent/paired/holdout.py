@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from agent.intake.tensors import DTYPES, TensorSpec
+from agent.datatypes import NUMPY
+from agent.intake.tensors import TensorSpec
 from agent.replay.batching import Axes, Tensors, cut
 from agent.serving.repository import digest
 
@@ -114,7 +115,7 @@ def _input(path: Path, spec: TensorSpec, array: NDArray[Any] | None, axis: int |
     )
     if not fits:
         raise HoldoutError(f"{path}: {spec.name!r} has shape {list(array.shape)}, the model wants {list(wanted)}")
-    dtype = DTYPES.get(spec.datatype)
+    dtype = NUMPY.get(spec.datatype)
     if dtype is None:
         raise HoldoutError(f"{path}: the model's input {spec.name!r} is {spec.datatype}, which cannot be held out")
     floats = array.dtype.kind == "f" and dtype.kind == "f"  # float64 is what numpy makes; the model's type decides

@@ -24,7 +24,7 @@ from agent.paired.baselines import Baseline, former_of
 from agent.paired.kinship_sums import KinshipSums, Means, sampled
 from agent.paired.settings import PairedSettings
 from agent.replay import Replayer, ReplayError, batching, output_types
-from agent.replay.batching import Tensors
+from agent.replay.rows import Batch
 from agent.serving.models import Served, be_nice
 from agent.serving.repository import digest
 
@@ -52,14 +52,15 @@ class _Target:
 
 
 @dataclass(frozen=True, slots=True)
-class _Batch:
+class _Offered:
     target: _Target
-    inputs: Tensors
+    rows: Batch
     means: Means
+    """Of the rows that count."""
 
     @property
     def nbytes(self) -> int:
-        return sum(one.nbytes for values in (self.inputs, self.means) for one in values.values())
+        return sum(one.nbytes for values in (self.rows.inputs, self.means) for one in values.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +90,7 @@ class Kinships:
         self._clock_ms = clock_ms
         self._targets: dict[str, _Target | None] = {}
         self._seen: dict[str, Served] = {}
-        self._queue: ByteQueue[_Batch] = ByteQueue(settings.queue_bytes, _MOST_BATCHES)
+        self._queue: ByteQueue[_Offered] = ByteQueue(settings.queue_bytes, _MOST_BATCHES)
         self._former: _Former | None = None
 
     def refresh(self, served: Mapping[str, Served]) -> None:
@@ -111,7 +112,7 @@ class Kinships:
             targets[model] = None if former is None else _Target(item, former, wanted, KinshipSums(LEAST_GROUP))
         self._targets, self._seen = targets, {model: item for model, item in served.items() if model in targets}
 
-    def offer(self, served: Served, inputs: Tensors, pooled: Mapping[str, Pooled]) -> None:
+    def offer(self, served: Served, rows: Batch, pooled: Mapping[str, Pooled]) -> None:
         """Sees every batch that was replayed; queues the first ones of a deployment. Never waits, never raises."""
         target = self._targets.get(served.entry.model)
         if target is None or target.served is not served or target.wanted <= 0:
@@ -119,9 +120,9 @@ class Kinships:
         try:
             names = {probe.name for probe in served.instrumented.probes if probe.kind == "activation"}
             means = {name: sampled(values.mean) for name, values in pooled.items() if name in names}
-            batch = _Batch(target, inputs, means)
+            batch = _Offered(target, rows, means)
             if means and self._queue.offer(batch, batch.nbytes):
-                target.wanted -= batching.count(inputs, served.instrumented.batch_axes)
+                target.wanted -= len(rows.kept)
         except Exception:  # nothing that goes wrong here may cost a request its replay
             target.wanted = 0
             log.exception("kinship.offer_failed", model=served.entry.model)
@@ -142,7 +143,7 @@ class Kinships:
         self._queue.close()
         self._former = None
 
-    def _process(self, batch: _Batch) -> float:
+    def _process(self, batch: _Offered) -> float:
         """Seconds that running the former version took."""
         target, entry = batch.target, batch.target.served.entry
         if target.failed or self._targets.get(entry.model) is not target:
@@ -150,7 +151,7 @@ class Kinships:
         try:
             former = self._loaded(target)
             begin = time.monotonic()
-            target.sums.add(batch.means, _means(former, batch.inputs))
+            target.sums.add(batch.means, _means(former, batch.rows))
             busy = time.monotonic() - begin
         except Exception as error:  # of any kind: there is no second try, and no request depends on it
             known = isinstance(error, (InstrumentError, ReplayError, OSError))
@@ -160,8 +161,7 @@ class Kinships:
                 reason=str(error), exc_info=not known,
             )  # fmt: skip
             return 0.0
-        requests = batching.count(batch.inputs, target.served.instrumented.batch_axes)
-        self._metrics.kinship_requests_total.labels(entry.model, entry.version).inc(requests)
+        self._metrics.kinship_requests_total.labels(entry.model, entry.version).inc(len(batch.rows.kept))
         if layers := target.sums.take():
             body = wire.Kinship(self._clock_ms(), target.former.label, former.digest, layers)
             self._sender.kinship(entry.model, entry.version, target.served.digest, body)
@@ -190,9 +190,10 @@ class Kinships:
         return self._former
 
 
-def _means(former: _Former, inputs: Tensors) -> Means:
-    """The former version's pooled means of the same requests; raises ReplayError where it cannot run them."""
-    replayer, requests = former.replayer, batching.count(inputs, former.axes)
+def _means(former: _Former, rows: Batch) -> Means:
+    """The former version's pooled means of the rows that count; raises ReplayError where it cannot run them."""
+    replayer, inputs = former.replayer, rows.inputs
+    requests = batching.count(inputs, former.axes)
     step = replayer.batch_size or requests
     found: dict[str, list[np.ndarray]] = {}
     for start in range(0, requests, step):
@@ -201,4 +202,4 @@ def _means(former: _Former, inputs: Tensors) -> Means:
         pooled = replayer.run(batching.fill(part, former.axes, step) if real < step else part)
         for name, values in pooled.items():
             found.setdefault(name, []).append(sampled(values.mean[:real]))
-    return {name: np.concatenate(parts) for name, parts in found.items()}
+    return {name: np.concatenate(parts)[rows.kept] for name, parts in found.items()}

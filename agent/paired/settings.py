@@ -20,7 +20,7 @@ class PairedSettings:
     rate: Annotated[float, Option("paired_rate")] = Field(default=0.02, ge=0, le=1)
     """Share of the sampled requests that is compared."""
     per_minute: Annotated[int, Option("paired_per_minute")] = Field(default=60, ge=1)
-    """Most requests compared in a minute."""
+    """Most requests compared in a minute; of each, one row."""
     duty_cycle: Annotated[float, Option("paired_duty_cycle")] = Field(default=0.05, ge=0.001, le=1)
     """Largest share of time spent comparing."""
     compare_previous: bool = False
@@ -33,6 +33,8 @@ class PairedSettings:
     """Memory for responses that wait for their requests."""
     join_seconds: float = Field(default=30.0, ge=0.1)
     """How long they wait."""
+    join_ids: int = Field(default=1 << 16, ge=1)
+    """Ids of requests and responses noted meanwhile."""
     model_bytes: Annotated[int, Option("paired_model_mib", unit=MIB)] = Field(default=1024 * MIB, ge=1)
     """Largest model file loaded as a baseline."""
     holdout_bytes: Annotated[int, Option("holdout_mib", unit=MIB)] = Field(default=256 * MIB, ge=1)

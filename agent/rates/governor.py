@@ -2,7 +2,7 @@
 
 What the sample would take is known before it hurts: sampled requests per second times the seconds that one costs in
 replay is the share of time that the sample at this rate needs. So the rate is not groped for: it is set to what keeps
-the tightest budget, at once when it must fall, and in small steps, with a margin, when it may rise. Sampling by hash is
+the tightest budget, at once when it must fall, and in small steps, with a margin, when it may rise. Sampling is
 nested, so that a lower rate only thins the sample out.
 
     demand = the largest of   busy share / duty cycle,   requests per second / their limit,   what the queue shows

@@ -11,6 +11,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from agent.datatypes import RUNTIME
 from agent.instrument import Instrumented, SessionModel
 from agent.instrument.pooled import Pooled
 from agent.replay import batching
@@ -18,14 +19,7 @@ from agent.replay.batching import Tensors
 from agent.replay.errors import DeviceError, replay_error
 from agent.replay.providers import CPU, Device, Provider, load_libraries, resolve, session_options, with_options
 
-_DATATYPES = {
-    "tensor(float)": "FP32",
-    "tensor(float16)": "FP16",
-    "tensor(double)": "FP64",
-    "tensor(bool)": "BOOL",
-    "tensor(string)": "BYTES",
-    "tensor(bfloat16)": "BF16",
-} | {f"tensor({sign}int{bits})": f"{sign.upper()}INT{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)}
+_DATATYPES = {runtime: name for name, runtime in RUNTIME.items()}
 
 
 @dataclass(frozen=True, slots=True)

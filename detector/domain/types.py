@@ -20,11 +20,25 @@ Policy = Literal["auto", "inherit", "own", "pinned"]
 
 
 @dataclass(frozen=True, slots=True)
+class RefusedProbe:
+    """A layer that was left out of a message, for its width is not that of its model version."""
+
+    model: str
+    version: str
+    layer: str
+    channels: int
+    """In the message."""
+    known: int
+    """In the model version."""
+
+
+@dataclass(frozen=True, slots=True)
 class IngestResult:
-    """How many messages of a batch were new, and how many had been applied before."""
+    """How many messages of a batch were new, how many had been applied before, and which layers were left out."""
 
     applied: int
     duplicates: int
+    refused: tuple[RefusedProbe, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,21 +13,31 @@ from sqlalchemy import Connection, select
 from sqlalchemy.dialects.postgresql import insert
 
 from agent.wire import Envelope, Kinship, LayerKinship, merge_layers
-from detector.store.errors import StoreRefused
+from detector.domain.types import RefusedProbe
 from detector.store.tables import KINSHIP_SUMS, kinships
 
 _KEY = ("model_version_id", "former_digest", "layer")
 
 
-def merge_kinships(connection: Connection, batch: Sequence[tuple[int, Envelope]]) -> None:
-    """Adds all of a batch, each with its model version's id; raises StoreRefused where widths differ."""
+def merge_kinships(connection: Connection, batch: Sequence[tuple[int, Envelope]]) -> list[RefusedProbe]:
+    """Adds all of a batch, each with its model version's id; layers of another width than before are left out, and
+    returned."""
+    refused = []
     for version_id, envelope in batch:
         body = envelope.body
-        if isinstance(body, Kinship):
-            known = read(connection, version_id, body.former_digest)
-            rows = [_row(version_id, body.former_digest, _added(known.get(one.name), one)) for one in body.layers]
-            if rows:
-                _write(connection, rows)
+        if not isinstance(body, Kinship):
+            continue
+        known, rows = read(connection, version_id, body.former_digest), []
+        for one in body.layers:
+            before = known.get(one.name, one)
+            if len(before.served) != len(one.served):
+                widths = (len(one.served), len(before.served))
+                refused.append(RefusedProbe(envelope.model, envelope.version, one.name, *widths))
+                continue
+            rows.append(_row(version_id, body.former_digest, one if before is one else merge_layers(before, one)))
+        if rows:
+            _write(connection, rows)
+    return refused
 
 
 def read(connection: Connection, version_id: int, former_digest: str) -> dict[str, LayerKinship]:
@@ -43,13 +53,6 @@ def read(connection: Connection, version_id: int, former_digest: str) -> dict[st
         )
         for row in connection.execute(query.order_by(table.layer)).mappings()
     }
-
-
-def _added(known: LayerKinship | None, one: LayerKinship) -> LayerKinship:
-    try:
-        return one if known is None else merge_layers(known, one)
-    except ValueError as error:
-        raise StoreRefused(str(error)) from error
 
 
 def _row(version_id: int, former_digest: str, one: LayerKinship) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from agent.datatypes import NUMPY
 from agent.delivery.windowing import Accumulator
 from agent.instrument import instrument
 from agent.intake.catalog import ModelMetadata
@@ -32,7 +33,6 @@ from agent.intake.http import build_app
 from agent.intake.oip import Limits, TensorSpec, parse_request
 from agent.intake.queue import ByteQueue, Captured
 from agent.intake.server import serve
-from agent.intake.tensors import DTYPES
 from agent.metrics import AgentMetrics
 from agent.rates.sampling import Sampler
 from agent.replay import Replayer
@@ -99,7 +99,7 @@ def request_bytes(url: urllib.parse.SplitResult, model: str) -> bytes:
     raw = b""
     for spec in metadata["inputs"]:
         shape = [1] + [size if size > 0 else 1 for size in spec["shape"][1:]]
-        data = np.random.default_rng(0).random(shape).astype(DTYPES[spec["datatype"]]).tobytes()
+        data = np.random.default_rng(0).random(shape).astype(NUMPY[spec["datatype"]]).tobytes()
         entries.append(
             {
                 "name": spec["name"],

@@ -20,10 +20,12 @@ from agent.capture.engine import Engine
 from agent.delivery.outbox import Outbox
 from agent.delivery.sender import Sender
 from agent.instrument import instrument
+from agent.instrument.pooled import Pooled
 from agent.metrics import AgentMetrics
 from agent.paired.kinship_sums import KinshipSums, sampled
 from agent.paired.kinships import LEAST_GROUP, Kinships
 from agent.replay import Replayer, output_types
+from agent.replay.rows import Batch
 from agent.serving.models import Served
 from agent.wire import KINSHIP_CHANNELS
 from detector.statistics.kinship import likeness
@@ -50,7 +52,8 @@ class Agent:
 
     def replay(self, requests: int, seed: int = 0) -> None:
         inputs = {"image": images(requests, seed)}
-        self.kinships.offer(self.served, inputs, self.replayer.run(inputs))
+        rows = Batch(inputs, np.arange(requests), np.zeros(requests, np.int64), whole=False)
+        self.kinships.offer(self.served, rows, self.replayer.run(inputs))
 
     def compared(self) -> float:
         labels = {"model": "digits", "version": "2"}
@@ -105,6 +108,18 @@ def test_the_sums_are_those_of_both_sides_on_the_same_requests(tmp_path: Path) -
     np.testing.assert_allclose(found["relu1"].former, old.sum(axis=0), rtol=1e-6)
     np.testing.assert_allclose(found["relu1"].product, (old * new).sum(axis=0), rtol=1e-6)
     np.testing.assert_allclose(found["relu1"].neighbour_product, (new * np.roll(old, -1, 1)).sum(axis=0), rtol=1e-6)
+
+
+def test_rows_that_do_not_count_are_run_but_not_summed(tmp_path: Path) -> None:
+    agent = Agent(tmp_path, small_cnn(), permuted(small_cnn()))
+    inputs, kept = {"image": images(40)}, np.arange(39, 9, -1)
+    pooled = agent.replayer.run(inputs)
+    counted = {name: Pooled(one.mean[kept], one.maximum[kept], one.fraction[kept]) for name, one in pooled.items()}
+    agent.kinships.offer(agent.served, Batch(inputs, kept, np.zeros(30, np.int64), whole=True), counted)
+    found = added(agent.work(lambda: agent.compared() == 30))
+    other = Replayer(instrument(permuted(small_cnn()), output_types), threads=1, gpu_mem_limit=1 << 30, provider="cpu")
+    former, served = (side.run(inputs)["relu1"].mean[kept].astype(np.float64) for side in (other, agent.replayer))
+    np.testing.assert_allclose(found["relu1"].product, (former * served).sum(axis=0), rtol=1e-6)
 
 
 def test_fewer_requests_than_a_group_never_leave(tmp_path: Path) -> None:

@@ -37,8 +37,8 @@ class Announced(list[tuple[str, str]]):
         self.append((version, provider))
 
 
-def put(root: Path, version: str, model: onnx.ModelProto | bytes) -> Path:
-    path = root / "digits" / version / "model.onnx"
+def put(root: Path, version: str, model: onnx.ModelProto | bytes, name: str = "digits") -> Path:
+    path = root / name / version / "model.onnx"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(model if isinstance(model, bytes) else model.SerializeToString())
     return path

@@ -13,11 +13,11 @@ from click.testing import CliRunner, Result
 from agent.wire import Deployment, Envelope, Kinship, LayerKinship, ProbeWindow, Window
 from deploy.local.postgres import psycopg_url
 from detector.checks.check import CheckSettings, run_all
-from detector.domain.types import ModelVersion, Policy, Reference, ReferencePolicy
+from detector.domain.types import ModelVersion, Policy, Reference, ReferencePolicy, RefusedProbe
 from detector.references import command as reference
 from detector.references.choice import ensure, waiting
 from detector.references.making import from_windows
-from detector.store import Store, StoreRefused
+from detector.store import Store
 from tests.detector.fakes import START, WINDOW, FakeStore, kin, probe, rectified, summarise
 
 PROBES = [probe("image", 0, 1, "input"), probe("relu", 1, 8)]
@@ -258,8 +258,9 @@ def test_kinships_add_up_over_agents_and_redelivery_counts_once(database_url: st
         assert connection.execute("SELECT count(*) FROM kinships").fetchone() == (1,)
     ones = np.ones(9)
     odd = LayerKinship("relu", 30, ones, ones, ones, ones, ones, ones)
-    with pytest.raises(StoreRefused, match="layer relu has 8 and 9 channels in two kinships"):
-        store.ingest("t", 0, 4, 5, [replace(sent[0], seq=9, body=replace(bodies[0], layers=(odd,)))])
+    result = store.ingest("t", 0, 4, 5, [replace(sent[0], seq=9, body=replace(bodies[0], layers=(odd,)))])
+    assert result.refused == (RefusedProbe("digits", "2", "relu", 9, 8),)
+    assert store.kinship(version.id, "1" * 64)["relu"].n == 80
     store.close()
 
 
