@@ -32,7 +32,7 @@ EDGES: Mapping[str, tuple[str, ...]] = {
 FLOORS: Mapping[str, tuple[tuple[str, ...], ...]] = {
     "agent": (
         ("datatypes", "logging", "metrics", "options", "repeats", "supervise", "summary"),
-        ("wire",),
+        ("budget", "wire"),
         ("instrument",),
         ("replay",),
         ("rates",),

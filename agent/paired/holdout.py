@@ -79,9 +79,17 @@ def check_classes(path: Path, labels: NDArray[np.int64], classes: int) -> None:
         raise HoldoutError(f"{path}: label {wrong[0]}, but the model has classes 0 to {classes - 1}")
 
 
+def unpacked_size(path: Path) -> int:
+    """Bytes of the arrays in the file, as it says; 0 where it is none, which reading it then says."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return sum(info.file_size for info in archive.infolist())
+    except (OSError, zipfile.BadZipFile):
+        return 0
+
+
 def _arrays(path: Path, max_bytes: int) -> dict[str, NDArray[Any]]:
-    with zipfile.ZipFile(path) as archive:
-        size = sum(info.file_size for info in archive.infolist())
+    size = unpacked_size(path)
     if size > max_bytes:
         raise HoldoutError(
             f"{path}: {size} bytes unpacked, more than {max_bytes}; use fewer examples or raise --holdout-mib"

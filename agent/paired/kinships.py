@@ -15,6 +15,8 @@ import numpy as np
 import structlog
 
 from agent import wire
+from agent.budget.duty import Duty, DutyLimits
+from agent.budget.shares import ModelKey
 from agent.delivery.sender import Sender
 from agent.instrument import InstrumentError, instrument, open_model
 from agent.instrument.pooled import Pooled
@@ -23,7 +25,7 @@ from agent.metrics import AgentMetrics
 from agent.paired.baselines import Baseline, former_of
 from agent.paired.kinship_sums import KinshipSums, Means, sampled
 from agent.paired.settings import PairedSettings
-from agent.replay import Replayer, ReplayError, batching, output_types
+from agent.replay import NoMemory, Replayer, ReplayError, batching, output_types
 from agent.replay.rows import Batch
 from agent.serving.models import Served, be_nice
 from agent.serving.repository import digest
@@ -46,9 +48,11 @@ class _Target:
     served: Served
     former: Baseline
     wanted: int
-    """Requests that may still be queued; changed by the thread that replays alone."""
+    """Requests that may still be queued."""
     sums: KinshipSums
     failed: bool = False
+    refused: bool = False
+    """Whether it has been said that there was no memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,39 +86,40 @@ class Kinships:
         sender: Sender,
         metrics: AgentMetrics,
         clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+        duty: Duty | None = None,
     ) -> None:
         """The arguments are as for `agent.paired.runner.Paired`."""
         self._settings = settings
         self._sender = sender
         self._metrics = metrics
         self._clock_ms = clock_ms
-        self._targets: dict[str, _Target | None] = {}
-        self._seen: dict[str, Served] = {}
+        self._duty = duty or Duty(DutyLimits(settings.duty_cycle))
+        self._targets: dict[ModelKey, _Target | None] = {}
+        self._seen: dict[ModelKey, Served] = {}
         self._queue: ByteQueue[_Offered] = ByteQueue(settings.queue_bytes, _MOST_BATCHES)
         self._former: _Former | None = None
 
-    def refresh(self, served: Mapping[str, Served]) -> None:
+    def refresh(self, served: Mapping[ModelKey, Served]) -> None:
         """Looks for versions that were deployed since the last look. Called after each look at the repository."""
         if not self._settings.kinship_requests:
             return
-        targets: dict[str, _Target | None] = {}
-        for model, item in list(served.items()):
-            known = self._seen.get(model)
-            if known is item:
-                targets[model] = self._targets.get(model)
+        targets: dict[ModelKey, _Target | None] = {}
+        for key, item in served.items():
+            if self._seen.get(key) is item:
+                targets[key] = self._targets.get(key)
                 continue
             try:
                 former = former_of(item.entry)
             except OSError as error:  # the version's folder is being removed
-                log.warning("kinship.repository_unreadable", model=model, reason=str(error))
+                log.warning("kinship.repository_unreadable", model=key[0], version=key[1], reason=str(error))
                 continue
             wanted = self._settings.kinship_requests * min(item.engine.groups, _MOST_GROUPS)
-            targets[model] = None if former is None else _Target(item, former, wanted, KinshipSums(LEAST_GROUP))
-        self._targets, self._seen = targets, {model: item for model, item in served.items() if model in targets}
+            targets[key] = None if former is None else _Target(item, former, wanted, KinshipSums(LEAST_GROUP))
+        self._targets, self._seen = targets, {key: item for key, item in served.items() if key in targets}
 
     def offer(self, served: Served, rows: Batch, pooled: Mapping[str, Pooled]) -> None:
         """Sees every batch that was replayed; queues the first ones of a deployment. Never waits, never raises."""
-        target = self._targets.get(served.entry.model)
+        target = self._targets.get(served.entry.key)
         if target is None or target.served is not served or target.wanted <= 0:
             return
         try:
@@ -128,31 +133,37 @@ class Kinships:
             log.exception("kinship.offer_failed", model=served.entry.model)
 
     def run(self, stop: threading.Event) -> None:
-        """Compares until stopped, within the duty cycle of paired replay. Sums of too few requests are not sent."""
+        """Compares until stopped, within the agent's duty cycle. Sums of too few requests are not sent."""
         be_nice(self._settings.nice)
         idle_since = time.monotonic()
         while not stop.is_set():
-            batch = next(iter(self._queue.take(1, _POLL_SECONDS)), None)
-            if batch is None:
-                if time.monotonic() - idle_since > _IDLE_SECONDS:
-                    self._former = None
+            if (seconds := self._duty.delay("kinship")) > 0:
+                stop.wait(seconds)
                 continue
-            busy = self._process(batch)
-            stop.wait(busy * (1 / self._settings.duty_cycle - 1))
-            idle_since = time.monotonic()
+            offered = next(iter(self._queue.take(1, _POLL_SECONDS)), None)
+            if offered is not None:
+                begin = time.monotonic()
+                self._process(offered)
+                idle_since = time.monotonic()
+                self._duty.charge("kinship", offered.target.served.entry.key, idle_since - begin)
+            elif time.monotonic() - idle_since > _IDLE_SECONDS:
+                self._former = None
         self._queue.close()
         self._former = None
 
-    def _process(self, batch: _Offered) -> float:
-        """Seconds that running the former version took."""
+    def _process(self, batch: _Offered) -> None:
         target, entry = batch.target, batch.target.served.entry
-        if target.failed or self._targets.get(entry.model) is not target:
-            return 0.0
+        if target.failed or self._targets.get(entry.key) is not target:
+            return
         try:
             former = self._loaded(target)
-            begin = time.monotonic()
             target.sums.add(batch.means, _means(former, batch.rows))
-            busy = time.monotonic() - begin
+        except NoMemory as error:  # the next request may find room
+            if not target.refused:
+                log.info("kinship.no_memory", model=entry.model, version=entry.version, reason=str(error))
+            target.refused, self._former = True, None
+            target.wanted += len(batch.rows.kept)
+            return
         except Exception as error:  # of any kind: there is no second try, and no request depends on it
             known = isinstance(error, (InstrumentError, ReplayError, OSError))
             target.failed, target.wanted, self._former = True, 0, None
@@ -160,7 +171,7 @@ class Kinships:
                 "kinship.unusable", model=entry.model, version=entry.version, former=target.former.label,
                 reason=str(error), exc_info=not known,
             )  # fmt: skip
-            return 0.0
+            return
         self._metrics.kinship_requests_total.labels(entry.model, entry.version).inc(len(batch.rows.kept))
         if layers := target.sums.take():
             body = wire.Kinship(self._clock_ms(), target.former.label, former.digest, layers)
@@ -168,7 +179,6 @@ class Kinships:
         if target.wanted <= 0 and not self._queue.depth()[0]:
             self._former = None
             log.info("kinship.measured", model=entry.model, version=entry.version, former=target.former.label)
-        return busy
 
     def _loaded(self, target: _Target) -> _Former:
         """The former version's session at the layers that both have; raises InstrumentError, ReplayError, OSError."""
@@ -185,7 +195,7 @@ class Kinships:
         if not shared:
             raise ReplayError(f"{target.former.path} has no layer of a name that the served version has")
         checksum = digest(target.former.path, opened.external_files)
-        replayer = Replayer.on(self._settings.device.on_cpu(), whole.subset(shared))
+        replayer = Replayer.on(self._settings.device.owned("kinship").on_cpu(), whole.subset(shared))
         self._former = _Former(target, replayer, whole.batch_axes, checksum)
         return self._former
 

@@ -34,7 +34,7 @@ from agent.intake.oip import Limits, TensorSpec, parse_request
 from agent.intake.queue import ByteQueue, Captured
 from agent.intake.server import serve
 from agent.metrics import AgentMetrics
-from agent.rates.sampling import Sampler
+from agent.rates.samplers import Samplers
 from agent.replay import Replayer
 from agent.serving.models import be_nice
 from tests.agent.models import resnet50
@@ -79,7 +79,7 @@ def run_server() -> None:
     """The server process: prints its port, then takes "quiet" and "saturated" from standard input."""
     queue: ByteQueue[Captured] = ByteQueue(16 << 20, 10_000)
     saturated, stop = threading.Event(), threading.Event()
-    app = build_app(OneModel(), queue, Sampler(1.0), AgentMetrics(), Limits())
+    app = build_app(OneModel(), queue, Samplers(1.0), AgentMetrics(), Limits())
     threading.Thread(target=replay_without_rest, args=(queue, saturated), daemon=True).start()
 
     def listen() -> None:

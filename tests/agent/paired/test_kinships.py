@@ -48,7 +48,7 @@ class Agent:
         self.outbox = Outbox(tmp_path / "outbox.db", 1 << 24)
         sender = Sender(self.outbox, "pod-1", changed.pop("max_message_bytes", 1 << 20))
         self.kinships = Kinships(settings(**changed), sender, self.metrics, lambda: 70_000)
-        self.kinships.refresh({"digits": self.served})
+        self.kinships.refresh({self.served.entry.key: self.served})
 
     def replay(self, requests: int, seed: int = 0) -> None:
         inputs = {"image": images(requests, seed)}
