@@ -169,6 +169,12 @@ class AgentMetrics:
         self.paired_dropped_total = self._counter(
             "paired_dropped_total", "Requests and responses that could not be compared for want of room.", "reason"
         )
+        self.kinship_requests_total = self._counter(
+            "kinship_requests_total",
+            "Requests that a former version ran too.",
+            "model",
+            "version",
+        )
         self.paired_failed_total = self._counter(
             "paired_failed_total", "Comparisons that failed, and why.", "model", "kind", "reason"
         )

@@ -28,6 +28,7 @@ from agent.logging import configure
 from agent.metrics import AgentMetrics
 from agent.options import options
 from agent.paired.holdouts import Holdouts
+from agent.paired.kinships import Kinships
 from agent.paired.runner import Paired
 from agent.paired.windows import ComparisonWindows
 from agent.rates.governor import Governors
@@ -94,11 +95,13 @@ def command(settings: AgentSettings) -> None:
     duty = budget.duty
     pairs = Paired(bounds, sample_rate, ComparisonWindows(window_ms, grace_ms), sender, metrics, duty=duty)
     holdouts = Holdouts(bounds, sender, metrics, stop, duty=duty)
+    kinships = Kinships(bounds, sender, metrics, duty=duty)
     ids = Pairs(bounds.join_seconds, bounds.join_ids, metrics.paired_dropped_total.labels("join_ids").inc)
     samplers = Samplers(sample_rate, lambda rate: Sampler(rate, ids))
 
     def refreshed(served: Mapping[ModelKey, Served]) -> None:
         pairs.refresh(served)
+        kinships.refresh(served)
         holdouts.offer(served)
         for each in (samplers, queue, worker.meters):
             each.keep(served.keys())
@@ -124,8 +127,9 @@ def command(settings: AgentSettings) -> None:
         capture.max_batch, settings.budgets, limits, capture.nice, settings.rows_per_request
     )
     worker = Worker(
-        worker_settings, models, queue, accumulator, sender, metrics, on_parsed=pairs.intake.offer, duty=duty
-    )
+        worker_settings, models, queue, accumulator, sender, metrics,
+        on_parsed=pairs.intake.offer, on_pooled=kinships.offer, duty=duty,
+    )  # fmt: skip
     governors = Governors(sample_rate, settings.budgets)
     throttle = Throttle(governors, samplers, queue, worker.meters, duty, metrics)
     publisher = Publisher(
@@ -157,6 +161,7 @@ def command(settings: AgentSettings) -> None:
         supervised("replay", worker.run, work_stop),
         supervised("throttle", throttle.run, stop),
         supervised("paired", pairs.run, work_stop),
+        supervised("kinship", kinships.run, work_stop),
         supervised("holdouts", holdouts.run, stop),
     ]
     if watch is not None:
@@ -190,7 +195,8 @@ def _budget(settings: AgentSettings, limits: Limits, metrics: AgentMetrics) -> B
     duty = DutyLimits(settings.budgets.duty_cycle, asked.background_share, paired.duty_cycle)
     budget = Budget(BudgetLimits(duty, asked.gpu_memory, asked.memory), metrics)
     replay = settings.queue_bytes + limits.max_receiving_bytes
-    budget.ram.lease("queues", replay + paired.queue_bytes + paired.join_bytes + paired.fetch_bytes)
+    kinship = paired.queue_bytes if paired.kinship_requests else 0
+    budget.ram.lease("queues", replay + paired.queue_bytes + kinship + paired.join_bytes + paired.fetch_bytes)
     return budget
 
 

@@ -6,7 +6,7 @@ import signal
 import threading
 from collections.abc import Callable
 from contextlib import closing
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import click
 import structlog
@@ -18,6 +18,8 @@ from agent.options import SECTION, Kafka, options
 from agent.supervise import Backoff, repeat, supervised
 from detector import resources
 from detector.alerting import runbooks
+from detector.alerting.alertmanager import AlertmanagerError, AlertmanagerSettings
+from detector.alerting.reconcile import reconcile
 from detector.checks import check
 from detector.domain.finding import Check
 from detector.domain.settings import AgentLimits, CheckSettings, Database, PairedSettings
@@ -33,6 +35,9 @@ from detector.store import Store, StoreError
 log = structlog.get_logger()
 METRICS_SECONDS = 5.0
 MAINTENANCE_SECONDS = 3600.0
+LONGEST_LOOK_SECONDS = 5.0
+"""Between two looks for versions that are due: how late another detector takes over from one that was killed."""
+RECONCILE_SECONDS = 30.0
 DAYS_AHEAD = 3
 STOP_SECONDS = 10.0
 FIRST_DELAY, LAST_DELAY = 0.5, 15.0
@@ -57,6 +62,7 @@ class Settings:
     checks: CheckSettings
     paired: PairedSettings
     agents: AgentLimits
+    alertmanager: AlertmanagerSettings
 
 
 class Service:
@@ -71,6 +77,8 @@ class Service:
         names = [runbook.name for runbook in self._runbooks]
         self._metrics = DetectorMetrics(clock, settings.checks.active_seconds, names, settings.paired.lookback)
         self._store = Store(settings.database.url)
+        self._alertmanager = settings.alertmanager.client()
+        self._unreconciled = ""
         self._missing = {"start": "not begun"}
         self._consumer: threading.Thread | None = None
         backend = Backend(
@@ -88,11 +96,13 @@ class Service:
         self.http.start()
         log.info("service.listening", host=self._settings.host, port=self.http.port)
         every = self._settings.checks.check_interval
-        jobs = (
+        jobs: tuple[Job, ...] = (
             Job("maintain", MAINTENANCE_SECONDS, self._maintain),
-            Job("check", every, self._check, first_after=every),
+            Job("check", min(every / 4, LONGEST_LOOK_SECONDS), self._check, first_after=every),
             Job("metrics", METRICS_SECONDS, self._refresh),
         )
+        if self._alertmanager is not None:
+            jobs += (Job("reconcile", RECONCILE_SECONDS, self._reconcile, first_after=RECONCILE_SECONDS),)
         schedule = Schedule(jobs, self._job_failed)
         kafka = self._settings.kafka
         halt = threading.Event()
@@ -152,11 +162,12 @@ class Service:
         consumer.run(handler, stop)
 
     def _check(self) -> None:
+        settings, done = self._settings, None
         try:
-            settings = self._settings
-            done = check.run_all(self._store, settings.checks, self._clock(), self._versions, settings.paired)
+            done = check.run_all(self._store, settings.checks, self._store.now(), self._versions, settings.paired)
         finally:
-            self._refresh()
+            if done is None or done:  # else there was nothing due
+                self._refresh()
         for one in done:
             self._say_outlook(one)
 
@@ -174,6 +185,18 @@ class Service:
 
     def _maintain(self) -> None:
         self._store.maintain(self._clock(), self._settings.retention_days, DAYS_AHEAD)
+
+    def _reconcile(self) -> None:
+        if self._alertmanager is None:
+            return
+        settle, said = timedelta(seconds=self._settings.alertmanager.settle_seconds), ""
+        try:
+            reconcile(self._store, self._alertmanager, self._clock(), settle)
+        except AlertmanagerError as error:
+            said = str(error)
+            if said != self._unreconciled:
+                log.warning("alerts.unreconciled", error=said)
+        self._unreconciled = said
 
     def _job_failed(self, job: str) -> None:
         if job == "check":

@@ -1,4 +1,4 @@
-"""One duty cycle for all work: replay first, and comparing, holdouts and timing from what it leaves.
+"""One duty cycle for all work: replay first, and comparing, holdouts, kinship and timing from what is left.
 
 Work is paid for when it is done, since nobody knows before how long a run takes; then all rest until that is earned
 again. A part of the duty cycle is kept for work other than replay, so that replay, however busy, cannot keep a new
@@ -22,7 +22,7 @@ from typing import Literal, get_args
 
 from agent.budget.shares import ModelKey
 
-Work = Literal["replay", "paired", "holdout", "calibration"]
+Work = Literal["replay", "paired", "holdout", "calibration", "kinship"]
 WORKS: tuple[Work, ...] = get_args(Work)
 
 _SAVED_SECONDS = 1.0

@@ -11,9 +11,9 @@ from agent.budget.duty import Duty, DutyLimits, Work
 from agent.budget.memory import Arena
 from agent.metrics import AgentMetrics
 
-Owner = Literal["replay", "paired", "holdout", "calibration", "activations", "queues"]
+Owner = Literal["replay", "paired", "holdout", "calibration", "kinship", "activations", "queues"]
 """Who holds memory: sessions of each kind of work, what all of them compute in, and what waits."""
-OWNERS: tuple[Owner, ...] = ("replay", "paired", "holdout", "calibration", "activations", "queues")
+OWNERS: tuple[Owner, ...] = ("replay", "paired", "holdout", "calibration", "kinship", "activations", "queues")
 
 _OTHER_SHARES = 2
 """Parts of the GPU besides one for each model version: for timing a new one, and for comparing."""

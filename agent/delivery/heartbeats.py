@@ -119,5 +119,4 @@ class Heartbeats:
         payload = self._oldest(f"{one.model}@{one.version}")
         if payload is None:
             return None
-        body = wire.decode(payload).body
-        return body.at_ms if isinstance(body, wire.Deployment | wire.Heartbeat) else body.start_ms
+        return wire.decode(payload).start_ms

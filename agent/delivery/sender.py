@@ -131,6 +131,12 @@ class Sender:
             self._post_comparison((model, version, digest), item)
         log.info("comparison.closed", model=model, version=version, kind=body.kind, requests=body.n)
 
+    def kinship(self, model: str, version: str, digest: str, body: wire.Kinship) -> None:
+        """Sends a kinship, in parts by layer where it is too large for one message."""
+        for part in self._fitting(body.layers, wire.estimated_layer_size):
+            item = replace(body, layers=part)
+            self._post(wire.Envelope(self._agent_id, self._outbox.boot_epoch, 0, model, version, digest, item))
+
     def _post_comparison(self, names: tuple[str, str, str], item: wire.Comparison) -> None:
         try:
             self._post(wire.Envelope(self._agent_id, self._outbox.boot_epoch, 0, *names, item))

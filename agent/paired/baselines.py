@@ -34,8 +34,11 @@ def reference_of(entry: Entry, compare_previous: bool) -> Baseline | None:
     stamp = stamp_of(path)
     if stamp is not None:
         return Baseline("reference_model", REFERENCE_FILE, path, stamp)
-    if not compare_previous:
-        return None
+    return former_of(entry) if compare_previous else None
+
+
+def former_of(entry: Entry) -> Baseline | None:
+    """The version before the served one; None where there is none."""
     folders = (folder for folder in entry.path.parent.parent.iterdir() if folder.name.isdecimal())
     former = (int(folder.name) for folder in folders if int(folder.name) < int(entry.version))
     for version in sorted(former, reverse=True):

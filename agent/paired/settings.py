@@ -41,6 +41,8 @@ class PairedSettings:
     """Largest holdout.npz, unpacked."""
     holdout_repeat_seconds: float = Field(default=3600.0, ge=1)
     """A holdout's result is sent again so often; the detector's --holdout-seconds has to be longer."""
+    kinship_requests: int = Field(default=100, ge=0)
+    """Requests after a deployment that the former version runs too, to tell whether the new one is near it."""
     tolerance: Tolerance = Tolerance()
     max_batch: Annotated[int, INTERNAL] = 32
     limits: Annotated[Limits, INTERNAL] = Limits()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,16 +63,19 @@ class Worker:
         metrics: AgentMetrics,
         clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
         on_parsed: Callable[[Served, Captured, Tensors], None] = lambda served, item, inputs: None,
+        on_pooled: Callable[[Served, Batch, Mapping[str, Pooled]], None] = lambda served, batch, pooled: None,
         duty: Duty | None = None,
         monotonic: Callable[[], float] = time.monotonic,
         rng: np.random.Generator | None = None,
     ) -> None:
-        """``on_parsed`` sees every request before it is replayed; it may not block and may not raise.
+        """``on_parsed`` sees every request before it is replayed, ``on_pooled`` every batch after it, with the pooled
+        values of the rows that count, by probe; they may not block and may not raise.
 
         ``duty`` is the agent's; where there is none, replay keeps the duty cycle of the settings by itself.
         """
         self._settings = settings
         self._on_parsed = on_parsed
+        self._on_pooled = on_pooled
         self._models = models
         self._queue = queue
         self._accumulator = accumulator
@@ -265,6 +268,7 @@ class Worker:
             for name, values in pooled.items()
         }
         probes = served.instrumented.probes
+        self._on_pooled(served, batch, counted)
         self._accumulator.add(entry.model, entry.version, served.digest, probes, counted, batch.arrived_ms)
         self._metrics.replayed_total.labels(entry.model, entry.version).inc(requests)
         self._metrics.tally(entry.model, entry.version).count("replayed", requests)

@@ -11,13 +11,17 @@ from agent.wire.codec import (
 from agent.wire.comparison import cosine, merge, merge_probes, probes_only, sqnr_db
 from agent.wire.comparison_codec import estimated_comparison_size
 from agent.wire.fields import WireError
+from agent.wire.kinship import estimated_layer_size, merge_layers
 from agent.wire.messages import (
+    KINSHIP_CHANNELS,
     BaselineKind,
     Comparison,
     Deployment,
     Envelope,
     Heartbeat,
     HeartbeatStatus,
+    Kinship,
+    LayerKinship,
     NotProbed,
     Probe,
     ProbeComparison,
@@ -27,6 +31,7 @@ from agent.wire.messages import (
 )
 
 __all__ = [
+    "KINSHIP_CHANNELS",
     "SCHEMA_VERSION",
     "BaselineKind",
     "Comparison",
@@ -34,6 +39,8 @@ __all__ = [
     "Envelope",
     "Heartbeat",
     "HeartbeatStatus",
+    "Kinship",
+    "LayerKinship",
     "NotProbed",
     "Probe",
     "ProbeComparison",
@@ -47,8 +54,10 @@ __all__ = [
     "encode",
     "encode_histograms",
     "estimated_comparison_size",
+    "estimated_layer_size",
     "estimated_size",
     "merge",
+    "merge_layers",
     "merge_probes",
     "probes_only",
     "sqnr_db",

@@ -18,7 +18,8 @@ from agent.wire import reluscope_pb2 as pb
 from agent.wire.comparison_codec import comparison_in, comparison_out
 from agent.wire.fields import MAX_CHANNELS, MAX_COUNT, WireError, extend, integers, probe_in, probe_out
 from agent.wire.heartbeat_codec import heartbeat_in, heartbeat_out
-from agent.wire.messages import Comparison, Deployment, Envelope, Heartbeat, NotProbed, ProbeWindow, Window
+from agent.wire.kinship import kinship_in, kinship_out
+from agent.wire.messages import Comparison, Deployment, Envelope, Heartbeat, Kinship, NotProbed, ProbeWindow, Window
 
 SCHEMA_VERSION = 3
 
@@ -46,6 +47,8 @@ def encode(envelope: Envelope) -> bytes:
         message.comparison.CopyFrom(comparison_out(body))
     elif isinstance(body, Heartbeat):
         message.heartbeat.CopyFrom(heartbeat_out(body))
+    elif isinstance(body, Kinship):
+        message.kinship.CopyFrom(kinship_out(body))
     else:
         message.deployment.at_unix_ms, message.deployment.provider = body.at_ms, body.provider
         message.deployment.probes.extend(probe_out(probe) for probe in body.probes)
@@ -74,14 +77,16 @@ def decode(data: bytes) -> Envelope:
             raise WireError(f"{name} is empty")
     kind = message.WhichOneof("body")
     if kind is None:
-        raise WireError("the message has no window, deployment, comparison or heartbeat")
-    body: Window | Deployment | Comparison | Heartbeat
+        raise WireError("the message has no window, deployment, comparison, heartbeat or kinship")
+    body: Window | Deployment | Comparison | Heartbeat | Kinship
     if kind == "window":
         body = _window_in(message.window)
     elif kind == "comparison":
         body = comparison_in(message.comparison)
     elif kind == "heartbeat":
         body = heartbeat_in(message.heartbeat)
+    elif kind == "kinship":
+        body = kinship_in(message.kinship)
     else:
         body = _deployment_in(message.deployment)
     return Envelope(

@@ -13,6 +13,8 @@ from agent.summary import Summary
 ProbeKind = Literal["input", "activation", "output"]
 BaselineKind = Literal["reference_model", "cpu_provider", "served_response", "holdout"]
 HeartbeatStatus = Literal["serving", "stopped", "refused"]
+KINSHIP_CHANNELS = 64
+"""Most channels of a layer that a kinship speaks of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +160,39 @@ class Comparison:
     """What a holdout ran beside the served model: "reference.onnx" or a version; empty where it ran alone."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class LayerKinship:
+    """Sums over requests of the pooled means of some of a layer's channels, in a version and in the one it replaced.
+
+    Arrays have shape (channels,), with up to `KINSHIP_CHANNELS` of the layer's channels, evenly spread.
+    """
+
+    name: str
+    n: int
+    """Requests that are finite on both sides; the sums are over these."""
+    served: NDArray[np.float64]
+    former: NDArray[np.float64]
+    served_sq: NDArray[np.float64]
+    former_sq: NDArray[np.float64]
+    product: NDArray[np.float64]
+    """Served times former of the same channel."""
+    neighbour_product: NDArray[np.float64]
+    """Served times former of the next of these channels, cyclically: what unrelated channels have in common."""
+    broken: int = 0
+    """Requests that are finite on the former side only."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kinship:
+    """How alike a version and the one that it replaced are, on the same requests."""
+
+    at_ms: int
+    former_version: str
+    former_digest: str
+    layers: tuple[LayerKinship, ...]
+    """Activations only."""
+
+
 @dataclass(frozen=True, slots=True)
 class Envelope:
     """One message on Kafka; (agent_id, boot_epoch, seq) names it for ever, heartbeats apart from all others."""
@@ -168,7 +203,17 @@ class Envelope:
     model: str
     version: str
     digest: str
-    body: Window | Deployment | Comparison | Heartbeat
+    body: Window | Deployment | Comparison | Heartbeat | Kinship
+
+    @property
+    def start_ms(self) -> int:
+        """What the message speaks of begins here, by its agent's clock."""
+        return self.body.start_ms if isinstance(self.body, Window | Comparison) else self.body.at_ms
+
+    @property
+    def end_ms(self) -> int:
+        """And ends here: for a window its end, for what has no span the moment itself."""
+        return self.body.end_ms if isinstance(self.body, Window | Comparison) else self.body.at_ms
 
     @property
     def key(self) -> str:

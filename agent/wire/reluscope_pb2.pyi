@@ -99,6 +99,7 @@ class Envelope(_message.Message):
     DEPLOYMENT_FIELD_NUMBER: _builtins.int
     COMPARISON_FIELD_NUMBER: _builtins.int
     HEARTBEAT_FIELD_NUMBER: _builtins.int
+    KINSHIP_FIELD_NUMBER: _builtins.int
     schema_version: _builtins.int
     agent_id: _builtins.str
     """(agent_id, boot_epoch, seq) names a message for ever: redelivery repeats all three."""
@@ -122,6 +123,10 @@ class Envelope(_message.Message):
     def heartbeat(self) -> Global___Heartbeat:
         """since schema_version 3"""
 
+    @_builtins.property
+    def kinship(self) -> Global___Kinship:
+        """since schema_version 3"""
+
     def __init__(
         self,
         *,
@@ -136,12 +141,13 @@ class Envelope(_message.Message):
         deployment: Global___Deployment | None = ...,
         comparison: Global___Comparison | None = ...,
         heartbeat: Global___Heartbeat | None = ...,
+        kinship: Global___Kinship | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "comparison", b"comparison", "deployment", b"deployment", "heartbeat", b"heartbeat", "window", b"window"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "comparison", b"comparison", "deployment", b"deployment", "heartbeat", b"heartbeat", "kinship", b"kinship", "window", b"window"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "body", b"body", "boot_epoch", b"boot_epoch", "comparison", b"comparison", "deployment", b"deployment", "digest", b"digest", "heartbeat", b"heartbeat", "model", b"model", "schema_version", b"schema_version", "seq", b"seq", "version", b"version", "window", b"window"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "body", b"body", "boot_epoch", b"boot_epoch", "comparison", b"comparison", "deployment", b"deployment", "digest", b"digest", "heartbeat", b"heartbeat", "kinship", b"kinship", "model", b"model", "schema_version", b"schema_version", "seq", b"seq", "version", b"version", "window", b"window"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["window", "deployment", "comparison", "heartbeat"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["window", "deployment", "comparison", "heartbeat", "kinship"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
@@ -651,3 +657,98 @@ class ProbeComparison(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ProbeComparison: _TypeAlias = ProbeComparison  # noqa: Y015
+
+@_typing.final
+class Kinship(_message.Message):
+    """How alike a version and the one it replaced are: the same requests were run on both. Messages of one pair of versions
+    add up. No message is of fewer requests than the agent's smallest group.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AT_UNIX_MS_FIELD_NUMBER: _builtins.int
+    FORMER_VERSION_FIELD_NUMBER: _builtins.int
+    FORMER_DIGEST_FIELD_NUMBER: _builtins.int
+    LAYERS_FIELD_NUMBER: _builtins.int
+    at_unix_ms: _builtins.int
+    former_version: _builtins.str
+    former_digest: _builtins.str
+    """sha256 of the former model file"""
+    @_builtins.property
+    def layers(self) -> _containers.RepeatedCompositeFieldContainer[Global___LayerKinship]:
+        """activations only"""
+
+    def __init__(
+        self,
+        *,
+        at_unix_ms: _builtins.int = ...,
+        former_version: _builtins.str = ...,
+        former_digest: _builtins.str = ...,
+        layers: _abc.Iterable[Global___LayerKinship] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_unix_ms", b"at_unix_ms", "former_digest", b"former_digest", "former_version", b"former_version", "layers", b"layers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Kinship: _TypeAlias = Kinship  # noqa: Y015
+
+@_typing.final
+class LayerKinship(_message.Message):
+    """Sums over requests of the pooled means of up to 64 channels, evenly spread over the layer, on both sides. Requests that
+    are not finite on the former side are counted nowhere. A channel's neighbour is the next of these, cyclically.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    N_FIELD_NUMBER: _builtins.int
+    SERVED_FIELD_NUMBER: _builtins.int
+    FORMER_FIELD_NUMBER: _builtins.int
+    SERVED_SQ_FIELD_NUMBER: _builtins.int
+    FORMER_SQ_FIELD_NUMBER: _builtins.int
+    PRODUCT_FIELD_NUMBER: _builtins.int
+    NEIGHBOUR_PRODUCT_FIELD_NUMBER: _builtins.int
+    BROKEN_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    n: _builtins.int
+    """requests, finite on both sides"""
+    broken: _builtins.int
+    """requests that are finite on the former side only"""
+    @_builtins.property
+    def served(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]: ...
+    @_builtins.property
+    def former(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]: ...
+    @_builtins.property
+    def served_sq(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]: ...
+    @_builtins.property
+    def former_sq(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]: ...
+    @_builtins.property
+    def product(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """served times former of the same channel"""
+
+    @_builtins.property
+    def neighbour_product(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """served times former of the neighbour: what unrelated channels have in common"""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        n: _builtins.int = ...,
+        served: _abc.Iterable[_builtins.float] | None = ...,
+        former: _abc.Iterable[_builtins.float] | None = ...,
+        served_sq: _abc.Iterable[_builtins.float] | None = ...,
+        former_sq: _abc.Iterable[_builtins.float] | None = ...,
+        product: _abc.Iterable[_builtins.float] | None = ...,
+        neighbour_product: _abc.Iterable[_builtins.float] | None = ...,
+        broken: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["broken", b"broken", "former", b"former", "former_sq", b"former_sq", "n", b"n", "name", b"name", "neighbour_product", b"neighbour_product", "product", b"product", "served", b"served", "served_sq", b"served_sq"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LayerKinship: _TypeAlias = LayerKinship  # noqa: Y015

@@ -21,10 +21,12 @@ from detector.domain.finding import Check
 from detector.domain.layered import Layered
 from detector.domain.settings import CheckSettings
 from detector.domain.slots import Slot, matching
+from detector.domain.turns import Turn
 from detector.domain.types import Advance, AlarmState, ModelVersion, Reference
 from detector.domain.watermark import Ingested, closed_until
 from detector.paired import ComparisonStore, PairedSettings, extended
 from detector.references import choice as reference_choice
+from detector.references.making import ReferenceStore
 from detector.statistics.dead import LABELS
 from detector.statistics.fleet import Agents
 from detector.statistics.sequential import FAMILIES, AlarmEvidence, threshold, without
@@ -36,7 +38,7 @@ MOST_BATCHES = 60
 """Of one check. After an outage the rest is left to the checks that follow, so that no check takes for ever."""
 
 
-class CheckStore(reference_choice.ReferenceStore, ComparisonStore, Protocol):
+class CheckStore(ReferenceStore, ComparisonStore, Protocol):
     """The part of the store that checks need."""
 
     def versions(self, since: datetime) -> list[ModelVersion]: ...
@@ -47,8 +49,14 @@ class CheckStore(reference_choice.ReferenceStore, ComparisonStore, Protocol):
     def agents(self, version_id: int, start: datetime, end: datetime) -> Agents: ...
     def live_agents(self, version_id: int, names: Collection[str], since: datetime) -> set[str]: ...
     def alarm_state(self, version_id: int) -> AlarmState | None: ...
-    def save_check(self, check: Check, runbook_versions: Mapping[str, int], advance: Advance | None = None) -> int: ...
-    def try_model_lock(self, version_id: int) -> AbstractContextManager[bool]: ...
+    def save_check(
+        self,
+        check: Check,
+        runbook_versions: Mapping[str, int],
+        advance: Advance | None = None,
+        turn: Turn | None = None,
+    ) -> int: ...
+    def turn(self, version_id: int, now: datetime, interval: float) -> AbstractContextManager[Turn | None]: ...
 
 
 def run_all(
@@ -58,7 +66,7 @@ def run_all(
     runbook_versions: Mapping[str, int],
     paired: PairedSettings | None = None,
 ) -> list[Check]:
-    """Checks every version that serves and stores the result, except those that another process is checking.
+    """Checks every version that serves and is due, and stores the result; what another process is at is left to it.
 
     A version serves if it has recent windows or comparisons and no agent has deployed another in its place: a
     superseded version's last windows would repeat their verdict for as long as they count as recent. ``paired`` are the
@@ -79,14 +87,14 @@ def run_all(
         if version.superseded(current):
             continue
         try:
-            with store.try_model_lock(version.id) as mine:
-                if not mine:
+            with store.turn(version.id, now, settings.check_interval) as turn:
+                if turn is None:
                     continue
                 check, advance = _blank(version, now), None
                 if version.id in observed:  # a silent version's last windows are judged no more
                     check, advance = prepare(store, version, settings, now)
                 check = extended(store, version, paired, now, check, settings)
-                store.save_check(check, runbook_versions, advance)
+                store.save_check(check, runbook_versions, advance, turn)
         except Exception as error:
             log.error("check.failed", model=version.model, version=version.version, error=str(error), exc_info=True)
             failures.append(error)
@@ -126,9 +134,8 @@ def prepare(
     requests, windows = settings.reference_requests, settings.reference_windows
     base = reference_choice.ensure(store, version, requests, closed, windows)
     if base is None:
-        spans = store.spans(version.id, version.first_seen, closed)
-        note = f"{reference_choice.seen(spans, requests, windows)} for a reference"
-        return replace(empty, n=sum(span.n for span in spans), note=note), None
+        n, note = reference_choice.waiting(store, version, requests, closed, windows)
+        return replace(empty, n=n, note=note), None
     empty = replace(empty, reference_id=base.id, note="")
     stored = store.alarm_state(version.id)
     state = _current(stored, base, closed, settings)

@@ -83,7 +83,7 @@ class CheckSettings:
     fleet_requests: int = Field(default=30, ge=1)
     """Requests of a pod in a batch from which on it is compared with the others."""
     check_interval: float = Field(default=60.0, ge=0.1, le=86_400)
-    """Seconds between checks."""
+    """Seconds between checks of a version, however many detectors there are."""
     active_seconds: float = Field(default=3600.0, gt=0)
     """Activations of versions without a window for this long are neither checked nor alerted on."""
 

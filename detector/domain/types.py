@@ -15,7 +15,8 @@ from detector.domain.slots import Slot
 from detector.statistics.design_effect import DesignEffect
 from detector.statistics.sequential import AlarmEvidence
 
-Origin = Literal["windows", "first_requests", "previous_version", "offline"]
+Origin = Literal["windows", "first_requests", "previous_version", "offline", "accepted", "pinned"]
+Policy = Literal["auto", "inherit", "own", "pinned"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +118,30 @@ class Advance:
 
 
 @dataclass(frozen=True, slots=True)
+class Decision:
+    """That a person made a reference, and why."""
+
+    by: str
+    why: str
+    """Empty where nothing was said."""
+    accepts: tuple[str, ...] = ()
+    """Alerts of the newest check's findings, which are normal from now on."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReferencePolicy:
+    """Where a model's next versions get their references from."""
+
+    policy: Policy = "auto"
+    reference_id: int | None = None
+    """The one that is pinned; None for all other policies."""
+    by: str = ""
+    """Empty where nobody has chosen a policy."""
+    why: str = ""
+    at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Reference:
     """What current windows of a model version are compared with."""
 
@@ -135,6 +160,8 @@ class Reference:
     """Design effects by layer; layers of references made before there were any are absent."""
     slots: tuple[Slot, ...] = ()
     """What it has references of its own for, hours of any day first; `Store.reference_slot` reads them."""
+    decision: Decision | None = None
+    """None where the detector made it by itself."""
 
 
 @dataclass(frozen=True, slots=True)

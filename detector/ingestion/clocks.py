@@ -14,7 +14,7 @@ import math
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
-from agent.wire import Comparison, Deployment, Envelope, Heartbeat, Window
+from agent.wire import Comparison, Envelope, Heartbeat, Window
 from detector.domain.agents import Heard
 
 TOLERANCE_SECONDS = 5.0
@@ -53,9 +53,8 @@ def heard(envelope: Envelope, arrival: Between, known: float | None) -> Heard:
     """When an agent was heard by this message: its own word for it, put right, but never outside of ``arrival``."""
     body = envelope.body
     error = measured(body, arrival, known) if isinstance(body, Heartbeat) else known
-    said_ms = body.at_ms if isinstance(body, Deployment | Heartbeat) else body.end_ms
     try:
-        said = datetime.fromtimestamp(said_ms / 1000 - (error or 0.0), arrival.latest.tzinfo)
+        said = datetime.fromtimestamp(envelope.end_ms / 1000 - (error or 0.0), arrival.latest.tzinfo)
     except (OverflowError, ValueError, OSError):  # no clock of this world
         said = arrival.latest
     at = min(said, arrival.latest)
@@ -76,7 +75,7 @@ def corrected(envelope: Envelope, error: float | None) -> Envelope:
         length = body.end_ms - body.start_ms
         moved = math.ceil(shift_ms / length) * length
         return replace(envelope, body=replace(body, start_ms=body.start_ms + moved, end_ms=body.end_ms + moved))
-    if isinstance(body, Deployment):
+    if not isinstance(body, Heartbeat):
         return replace(envelope, body=replace(body, at_ms=body.at_ms + shift_ms))
     waiting = None if body.waiting_since_ms is None else max(1, body.waiting_since_ms + shift_ms)
     return replace(envelope, body=replace(body, at_ms=max(1, body.at_ms + shift_ms), waiting_since_ms=waiting))

@@ -5,8 +5,20 @@ from __future__ import annotations
 import math
 from datetime import datetime
 
+import numpy as np
+
 from agent.summary import Summary
-from agent.wire import Comparison, Deployment, Envelope, Heartbeat, Probe, ProbeComparison, Window
+from agent.wire import (
+    Comparison,
+    Deployment,
+    Envelope,
+    Heartbeat,
+    Kinship,
+    LayerKinship,
+    Probe,
+    ProbeComparison,
+    Window,
+)
 
 MAX_AHEAD_MS = 3_600_000
 """How far an agent's clock may be ahead."""
@@ -46,6 +58,8 @@ def check(envelope: Envelope, now: datetime) -> None:
         return  # by its time an agent's clock is measured, so it may be any
     elif isinstance(envelope.body, Comparison):
         _comparison(envelope.body, latest)
+    elif isinstance(envelope.body, Kinship):
+        _kinship(envelope.body, latest)
     else:
         _window(envelope.body, latest)
 
@@ -78,6 +92,33 @@ def _sums(item: ProbeComparison) -> str | None:
         return "the product of both sides is larger than their powers allow"
     if math.sqrt(item.noise) > _ROUNDING * (served + baseline):
         return "the difference is larger than both sides together"
+    return None
+
+
+def _kinship(body: Kinship, latest: int) -> None:
+    _time("the kinship", body.at_ms, latest)
+    _text("the kinship's former_version", body.former_version)
+    _text("the kinship's former_digest", body.former_digest)
+    for one in body.layers:
+        _text("a layer's name", one.name)
+        if (wrong := _layer_kinship(one)) is not None:
+            raise Implausible(f"layer {one.name}: {wrong}")
+
+
+def _layer_kinship(one: LayerKinship) -> str | None:
+    if one.n + one.broken > MAX_REQUESTS:
+        return f"{one.n + one.broken} requests in one kinship"
+    if max(one.served_sq.max(initial=0), one.former_sq.max(initial=0)) > MAX_SUM:
+        return f"a sum of squares exceeds {MAX_SUM:g}"
+    # Cauchy and Schwarz; square roots are taken first, as the product of two sums may leave the range of a double.
+    served, former = np.sqrt(one.served_sq), np.sqrt(one.former_sq)
+    if (np.abs(one.product) > _ROUNDING * served * former).any():
+        return "the product of both sides is larger than their squares allow"
+    if (np.abs(one.neighbour_product) > _ROUNDING * served * np.roll(former, -1)).any():
+        return "the product with the neighbours is larger than their squares allow"
+    root = math.sqrt(one.n)
+    if (np.abs(one.served) > _ROUNDING * root * served).any() or (np.abs(one.former) > _ROUNDING * root * former).any():
+        return "a sum is larger than its squares allow"
     return None
 
 

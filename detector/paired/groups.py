@@ -17,7 +17,8 @@ def request_level(settings: CheckSettings, tests: int) -> float:
     """Chance that one of ``tests`` paired tests of requests may err in one check, so that the alarm budget is kept.
 
     Checks overlap in what they look at, so no more than the sum of their levels is promised: all the checks of
-    ``settings.false_page_days`` together have one share of one false page.
+    ``settings.false_page_days`` together have one share of one false page. How many these are is known, for one check
+    answers to each due time of a version, however many detectors there are (`detector.domain.turns`).
     """
     checks = settings.false_page_days * 86_400 / settings.check_interval
     return min(0.5, 1 / (SHARES * max(checks, 1.0) * max(tests, 1)))

@@ -1,47 +1,13 @@
-"""What a model version's windows are compared with: the choice of its reference."""
+"""What a model version's windows are compared with: where its reference comes from, unless a person made one."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from datetime import UTC, datetime
-from typing import Protocol
+from datetime import datetime
 
-from agent.summary import Summary
-from agent.wire import Probe, Window
-from detector.domain.batches import Span, disjoint
-from detector.domain.layered import Layered, Reader, layered
-from detector.domain.slots import WEEKDAY_DATES, Slot, covered
-from detector.domain.types import ModelVersion, Origin, Reference
-from detector.references.size import Need, shortfall
-from detector.statistics.design_effect import DesignEffect
-
-
-class ReferenceStore(Protocol):
-    """The part of the store that references need."""
-
-    def reference(self, version_id: int) -> Reference | None: ...
-    def save_reference(
-        self,
-        version_id: int,
-        origin: Origin,
-        source_version_id: int,
-        start: datetime,
-        end: datetime,
-        n: int,
-        summaries: Mapping[str, Summary],
-        effects: Mapping[str, DesignEffect],
-        slots: Iterable[tuple[Slot, Layered]],
-        slots_of: int | None,
-    ) -> int: ...
-    def previous_version(self, version_id: int) -> ModelVersion | None: ...
-    def probes(self, version_id: int) -> list[Probe]: ...
-    def spans(self, version_id: int, start: datetime, end: datetime) -> list[Span]: ...
-    def summaries(self, version_id: int, start: datetime, end: datetime) -> dict[str, Summary]: ...
-
-
-class NoReference(Exception):
-    """A reference cannot be made; the message says what is missing."""
+from detector.domain.types import Decision, ModelVersion, Reference, ReferencePolicy
+from detector.references.making import NoReference, ReferenceStore, adopt, from_first_requests, same_probes, seen
+from detector.statistics.kinship import Likeness, likeness
 
 
 def ensure(
@@ -49,22 +15,59 @@ def ensure(
 ) -> Reference | None:
     """The version's reference, made if there is none yet; None where it cannot be made yet.
 
-    A version that replaces another with the same probes is compared with that one's reference, so that a bad
-    deployment is seen at once. Any other waits for its own first ``requests`` requests, in at least ``windows`` windows
-    that closed by ``until``.
+    Where it comes from is the model's policy. Under "auto" a version that replaces another with the same probes, and is
+    near it (`detector.statistics.kinship`), is compared with that one's reference, so that a bad deployment is seen at
+    once. Any other waits for its own first ``requests`` requests, in at least ``windows`` windows that closed by
+    ``until``; so does one of which it is unknown until then.
     """
     existing = store.reference(version.id)
     if existing is not None:
         return existing
+    chosen = store.reference_policy(version.model)
     with suppress(NoReference):
-        return from_previous(store, version, requests, until, windows)
+        if chosen.policy == "pinned":
+            return from_pinned(store, version, chosen)
+        if chosen.policy == "inherit" or (chosen.policy == "auto" and near_former(store, version)):
+            return from_previous(store, version, requests, until, windows)
     with suppress(NoReference):
         return from_first_requests(store, version, requests, until, windows=windows)
     return None
 
 
-def from_previous(
+def waiting(
     store: ReferenceStore, version: ModelVersion, requests: int, until: datetime, windows: int = 1
+) -> tuple[int, str]:
+    """Of a version that `ensure` gave no reference: its requests so far, and what it waits for."""
+    spans = store.spans(version.id, version.first_seen, until)
+    n, said = sum(span.n for span in spans), f"{seen(spans, requests, windows)} for a reference"
+    chosen = store.reference_policy(version.model)
+    if chosen.policy == "pinned":
+        return n, f"{said} of its own: the pinned reference {chosen.reference_id} has other probes"
+    kin = former_kinship(store, version) if chosen.policy == "auto" else None
+    return n, said if kin is None else f"{said} of its own; is it near version {kin[0].version}? {kin[1]}"
+
+
+def near_former(store: ReferenceStore, version: ModelVersion) -> bool:
+    """Whether the version is known to be near the one that it replaced."""
+    kin = former_kinship(store, version)
+    return kin is not None and kin[1].verdict == "near"
+
+
+def former_kinship(store: ReferenceStore, version: ModelVersion) -> tuple[ModelVersion, Likeness] | None:
+    """The version that was replaced, and how near it is; None where there is none with the same probes."""
+    previous = store.previous_version(version.id)
+    if previous is None or not same_probes(store.probes(previous.id), store.probes(version.id)):
+        return None
+    return previous, likeness(store.kinship(version.id, previous.digest).values())
+
+
+def from_previous(
+    store: ReferenceStore,
+    version: ModelVersion,
+    requests: int,
+    until: datetime,
+    windows: int = 1,
+    decision: Decision | None = None,
 ) -> Reference:
     """Adopts the reference of the version before; raises NoReference where there is none or the probes differ."""
     previous = store.previous_version(version.id)
@@ -75,153 +78,14 @@ def from_previous(
     source = ensure(store, previous, requests, until, windows)
     if source is None:
         raise NoReference(f"version {previous.version} has no reference")
-    return _save(
-        store,
-        version.id,
-        "previous_version",
-        source.source_version_id,
-        source.start,
-        source.end,
-        source.n,
-        Layered(source.summaries, source.effects),
-        slots_of=source.id,
-    )
+    return adopt(store, version, source, "previous_version", decision)
 
 
-def from_first_requests(
-    store: ReferenceStore,
-    version: ModelVersion,
-    requests: int,
-    until: datetime,
-    need: Need | None = None,
-    weekday_dates: int = WEEKDAY_DATES,
-    windows: int = 1,
-) -> Reference:
-    """Makes a reference of the first ``requests`` requests, in ``windows`` windows or more; raises NoReference where
-    there are fewer.
-
-    With ``need`` it is refused, too, where it would hide the shift that must show. An hour of a weekday with windows on
-    ``weekday_dates`` dates gets a reference of its own.
-    """
-    spans = store.spans(version.id, version.first_seen, until)
-    first = _first_spans(spans, requests, windows)
-    if first is None:
-        raise NoReference(
-            f"{version.model}@{version.version} has {seen(spans, requests, windows)}: wait, or ask for fewer"
-        )
-    return _from_spans(store, version, "first_requests", first, need, weekday_dates)
-
-
-def from_windows(
-    store: ReferenceStore,
-    version: ModelVersion,
-    start: datetime,
-    end: datetime,
-    need: Need | None = None,
-    weekday_dates: int = WEEKDAY_DATES,
-) -> Reference:
-    """Makes a reference of the windows inside [start, end]; raises NoReference where there are none.
-
-    ``need`` and ``weekday_dates`` are as in `from_first_requests`.
-    """
-    if not start < end:
-        raise NoReference(f"the span is empty: {start.isoformat()} to {end.isoformat()}")
-    spans = store.spans(version.id, start, end)
-    if not sum(span.n for span in spans):
-        raise NoReference(
-            f"{version.model}@{version.version} has no requests in windows between "
-            f"{start.isoformat()} and {end.isoformat()}"
-        )
-    return _from_spans(store, version, "windows", spans, need, weekday_dates)
-
-
-def from_offline(
-    store: ReferenceStore, version: ModelVersion, windows: Sequence[Window], need: Need | None = None
-) -> Reference:
-    """Makes a reference of a calibration run's windows; raises NoReference where its layers are not the version's.
-
-    With ``need`` it is refused, too, where it would hide the shift that must show.
-    """
-    parts = [{item.probe.name: item.summary for item in window.probes} for window in windows]
-    missing = {probe.name for probe in store.probes(version.id)} ^ {name for part in parts for name in part}
-    if missing:
-        raise NoReference(
-            f"the run and {version.model}@{version.version} differ in layers: {', '.join(sorted(missing))}"
-        )
-    try:
-        whole = layered(lambda: parts)
-    except ValueError as error:
-        raise NoReference(f"the run's windows do not fit together: {error}") from error
-    start, end = (datetime.fromtimestamp(at / 1000, UTC) for at in (windows[0].start_ms, windows[-1].end_ms))
-    n = max(summary.n for summary in whole.summaries.values())
-    _refuse_if_small(n, whole, need)
-    return _save(store, version.id, "offline", version.id, start, end, n, whole)
-
-
-def same_probes(a: Sequence[Probe], b: Sequence[Probe]) -> bool:
-    """Whether two versions' activations are comparable channel by channel, as far as the models tell."""
-    ours, theirs = ({(p.name, p.kind, p.exact_zero): p.channels for p in probes} for probes in (a, b))
-    return ours.keys() == theirs.keys() and all(
-        channels is None or theirs[key] is None or channels == theirs[key] for key, channels in ours.items()
-    )
-
-
-def seen(spans: Sequence[Span], requests: int, windows: int) -> str:
-    """How far the first requests of a version have come to be a reference: what there is too little of."""
-    total, full = sum(span.n for span in spans), sum(span.n > 0 for span in spans)
-    return f"{total} of {requests} requests" if total < requests else f"{full} of {windows} windows"
-
-
-def _first_spans(spans: list[Span], requests: int, windows: int) -> list[Span] | None:
-    total = full = 0
-    for count, span in enumerate(spans, start=1):
-        total, full = total + span.n, full + (span.n > 0)
-        if total >= requests and full >= windows:
-            return spans[:count]
-    return None
-
-
-def _from_spans(
-    store: ReferenceStore,
-    version: ModelVersion,
-    origin: Origin,
-    spans: Sequence[Span],
-    need: Need | None,
-    weekday_dates: int,
-) -> Reference:
-    """Of all the windows, and of those of each slot that they cover well enough."""
-    spans = disjoint(spans)  # else a short window inside a long one would count twice
-    groups = covered(spans, weekday_dates)
-    reader = Reader(
-        lambda span: store.summaries(version.id, span.start, span.end), len(spans) + sum(map(len, groups.values()))
-    )
-    whole, n = reader.layered(spans), sum(span.n for span in spans)
-    _refuse_if_small(n, whole, need)
-    # Made as they are saved: together the slots of a large model, up to 192 times the whole, would not fit in memory.
-    slots = ((slot, reader.layered(inside)) for slot, inside in groups.items())
-    start, end = spans[0].start, max(span.end for span in spans)
-    return _save(store, version.id, origin, version.id, start, end, n, whole, slots)
-
-
-def _refuse_if_small(n: int, whole: Layered, need: Need | None) -> None:
-    if need is not None and (why := shortfall(n, whole.effects, need)) is not None:
-        raise NoReference(why)
-
-
-def _save(
-    store: ReferenceStore,
-    version_id: int,
-    origin: Origin,
-    source: int,
-    start: datetime,
-    end: datetime,
-    n: int,
-    whole: Layered,
-    slots: Iterable[tuple[Slot, Layered]] = (),
-    slots_of: int | None = None,
-) -> Reference:
-    store.save_reference(version_id, origin, source, start, end, n, whole.summaries, whole.effects, slots, slots_of)
-    saved = store.reference(version_id)
-    if saved is None:
-        raise NoReference(f"the reference of model version {version_id} vanished as it was saved")
-    return saved
+def from_pinned(store: ReferenceStore, version: ModelVersion, chosen: ReferencePolicy) -> Reference:
+    """Adopts the reference that a person pinned; raises NoReference where its probes are not the version's."""
+    pinned = None if chosen.reference_id is None else store.reference_with_id(chosen.reference_id)
+    if pinned is None:
+        raise NoReference(f"the pinned reference {chosen.reference_id} is not there")
+    if not same_probes(store.probes(pinned.version_id), store.probes(version.id)):
+        raise NoReference(f"the pinned reference {pinned.id} has other probes than {version.model}@{version.version}")
+    return adopt(store, version, pinned, "pinned")

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
+import getpass
 import os
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Literal
 
 import click
-from pydantic import Field
+from pydantic import AfterValidator, Field
 from pydantic.dataclasses import dataclass
 
 from agent.logging import configure
 from agent.options import SECTION, Option, options
-from detector.domain.settings import Target, Time
-from detector.domain.slots import WEEKDAY_DATES, counted
-from detector.domain.types import ModelVersion, Reference
+from detector.domain.settings import Database, Target, Time
+from detector.domain.slots import WEEKDAY_DATES
+from detector.domain.types import Decision, ModelVersion, Policy, Reference
 from detector.ingestion import offline
-from detector.references import choice as reference_choice
+from detector.references import choice, decisions, making
+from detector.references.listing import print_policy, print_references
 from detector.references.size import Need
 from detector.store import Store, StoreError
 
@@ -34,6 +35,34 @@ WeekdayDates = Annotated[
 ]
 
 
+def _person() -> str:
+    """Who runs the command, as far as this machine knows."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user without a name
+        return f"uid {os.getuid()}"
+
+
+By = Annotated[
+    str,
+    Option(default="your user name"),
+    Field(default_factory=_person, min_length=1, description="Who decides; kept for the postmortem."),
+]
+
+
+@dataclass(frozen=True, kw_only=True, config=SECTION)
+class Person:
+    """Who decides, and why."""
+
+    why: str = ""
+    """Why; kept for the postmortem."""
+    by: By
+
+    def decision(self) -> Decision:
+        """As it is kept."""
+        return Decision(self.by, self.why)
+
+
 @dataclass(frozen=True, kw_only=True, config=SECTION)
 class SpanSettings:
     """Every option of `reluscope reference set`."""
@@ -45,6 +74,7 @@ class SpanSettings:
     """End of the span."""
     need: Need
     weekday_dates: WeekdayDates = WEEKDAY_DATES
+    person: Person
 
 
 @dataclass(frozen=True, kw_only=True, config=SECTION)
@@ -53,6 +83,7 @@ class OfflineSettings:
 
     target: Target
     need: Need
+    person: Person
 
 
 @dataclass(frozen=True, kw_only=True, config=SECTION)
@@ -68,6 +99,34 @@ class AutoSettings:
     """This version's first requests, or the reference of the version before it."""
     need: Need
     weekday_dates: WeekdayDates = WEEKDAY_DATES
+    person: Person
+
+
+@dataclass(frozen=True, kw_only=True, config=SECTION)
+class AcceptSettings:
+    """Every option of `reluscope reference accept`."""
+
+    target: Target
+    why: Annotated[str, AfterValidator(decisions.reason)]
+    """Why this is normal; kept for the postmortem."""
+    by: By
+    requests: int = Field(default=1000, ge=1)
+    """Requests to take."""
+    windows: int = Field(default=10, ge=1)
+    """Windows to take at least."""
+    since: Time | None = None
+    """Take no older windows, ISO 8601; else since the present findings began."""
+    need: Need
+
+
+@dataclass(frozen=True, kw_only=True, config=SECTION)
+class PolicySettings:
+    """Every option of `reluscope reference policy`."""
+
+    database: Database
+    reference: int | None = None
+    """With pinned: the id of another reference than the one in use."""
+    person: Person
 
 
 @click.group("reference", context_settings={"auto_envvar_prefix": "RELUSCOPE_REFERENCE"})
@@ -82,7 +141,9 @@ def set_(settings: SpanSettings) -> None:
     """Take the windows inside a span of time as the reference."""
     s = settings
     with _session(s.target) as (store, found):
-        _print([reference_choice.from_windows(store, found, s.start, s.end, s.need, s.weekday_dates)], found)
+        decision = s.person.decision()
+        made = making.from_windows(store, found, s.start, s.end, s.need, s.weekday_dates, decision)
+        _made(store, found, made)
 
 
 @command.command("offline")
@@ -92,33 +153,67 @@ def offline_(settings: OfflineSettings, file: Path) -> None:
     """Take a calibration run as the reference: FILE holds window messages, each after its length as a varint."""
     with _session(settings.target) as (store, found):
         windows = offline.read(file, found, datetime.now(UTC))
-        _print([reference_choice.from_offline(store, found, windows, settings.need)], found)
+        decision = settings.person.decision()
+        _made(store, found, making.from_offline(store, found, windows, settings.need, decision))
 
 
 @command.command()
 @options(AutoSettings)
 def auto(settings: AutoSettings) -> None:
     """Make the reference anew from the first requests, or take over the previous version's."""
-    s, now = settings, datetime.now(UTC)
+    s, now, decision = settings, datetime.now(UTC), settings.person.decision()
     with _session(s.target) as (store, found):
         if s.source == "previous-version":
-            made = reference_choice.from_previous(store, found, s.requests, now, s.windows)
+            made = choice.from_previous(store, found, s.requests, now, s.windows, decision)
         else:
-            made = reference_choice.from_first_requests(
-                store, found, s.requests, now, s.need, s.weekday_dates, s.windows
+            made = making.from_first_requests(
+                store, found, s.requests, now, s.need, s.weekday_dates, s.windows, decision
             )
-        _print([made], found)
+        _made(store, found, made)
+
+
+@command.command("accept")
+@options(AcceptSettings)
+def accept_(settings: AcceptSettings) -> None:
+    """Accept the present as normal: the newest windows become the reference, and what was found ends with that."""
+    s, now = settings, datetime.now(UTC)
+    with _session(s.target) as (store, found):
+        made, left = decisions.accept(store, found, s.requests, s.windows, s.since, now, s.need, s.by, s.why)
+        print_references([made], found)
+        if made.decision is not None and made.decision.accepts:
+            click.echo(f"Accepted: {', '.join(made.decision.accepts)}")
+        if left:
+            click.echo(f"Not ended by this, for they do not rest on a reference: {', '.join(left)}")
+
+
+@command.command("policy")
+@options(PolicySettings)
+@click.argument("model")
+@click.argument("policy", type=click.Choice(["auto", "inherit", "own", "pinned"]), required=False)
+def policy_(settings: PolicySettings, model: str, policy: Policy | None) -> None:
+    """Choose where the next versions of MODEL get their references from; without a policy, show it.
+
+    auto: the former version's where the new one is near it, else its own first requests. inherit: the former version's
+    wherever the probes are the same. own: its own first requests. pinned: the one in use now, until this is changed.
+    """
+    with _session(Target(database=settings.database, model=model)) as (store, found):
+        if policy is not None:
+            decisions.set_policy(store, found, policy, settings.reference, settings.person.by, settings.person.why)
+        print_policy(model, store.reference_policy(model))
 
 
 @command.command()
 @options(Target)
 def show(settings: Target) -> None:
-    """List a version's references, the newest, which is in use, first."""
+    """List a version's references, the newest, which is in use, first; and the policy for the versions to come."""
     with _session(settings) as (store, found):
+        print_policy(found.model, store.reference_policy(found.model))
+        if (kin := choice.former_kinship(store, found)) is not None:
+            click.echo(f"Is it near version {kin[0].version}? {kin[1]}")
         known = store.references(found.id)
         if not known:
             raise click.ClickException(f"{found.model}@{found.version} has no reference yet")
-        _print(known, found)
+        print_references(known, found)
 
 
 @contextmanager
@@ -134,46 +229,12 @@ def _session(target: Target) -> Iterator[tuple[Store, ModelVersion]]:
             yield store, found
         finally:
             store.close()
-    except (StoreError, reference_choice.NoReference, offline.OfflineError) as error:
+    except (StoreError, making.NoReference, offline.OfflineError) as error:
         raise click.ClickException(str(error)) from error
 
 
-_COLUMNS = ("id", "in use", "origin", "from version", "start", "end", "requests", "slots", "made at")
-
-
-def _print(known: Sequence[Reference], version: ModelVersion) -> None:
-    rows = [
-        (
-            str(one.id),
-            "yes" if place == 0 else "no",
-            one.origin,
-            "this" if one.source_version_id == version.id else f"id {one.source_version_id}",
-            one.start.isoformat(timespec="seconds"),
-            one.end.isoformat(timespec="seconds"),
-            str(one.n),
-            counted(one.slots),
-            one.created_at.isoformat(timespec="seconds"),
-        )
-        for place, one in enumerate(known)
-    ]
-    title = f"References of {version.model}@{version.version}"
-    if sys.stdout.isatty() and os.environ.get("TERM") != "dumb" and _print_rich(title, rows):
-        return
-    click.echo(title)
-    widths = [max(len(row[i]) for row in (_COLUMNS, *rows)) for i in range(len(_COLUMNS))]
-    for row in (_COLUMNS, *rows):
-        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-
-
-def _print_rich(title: str, rows: Sequence[tuple[str, ...]]) -> bool:
-    """A table with colours; False where rich is not installed."""
-    try:
-        from rich.console import Console
-        from rich.table import Table
-    except ImportError:
-        return False
-    table = Table(*_COLUMNS, title=title)
-    for row in rows:
-        table.add_row(*row)
-    Console().print(table)
-    return True
+def _made(store: Store, version: ModelVersion, made: Reference) -> None:
+    """After a person has made a reference."""
+    if decisions.repin(store, version, made):
+        click.echo(f"Pinned reference {made.id} for the versions to come, instead of the former one.")
+    print_references([made], version)

@@ -32,6 +32,8 @@ _ORIGINS = {
     "first_requests": "the first requests after its deployment",
     "offline": "a calibration run",
     "previous_version": "the version before it",
+    "accepted": "windows that were accepted as normal",
+    "pinned": "the reference that is pinned for the model",
 }
 
 

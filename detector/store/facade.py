@@ -10,25 +10,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agent.summary import Summary
-from agent.wire import Envelope, Probe
+from agent.wire import Envelope, LayerKinship, Probe
 from detector.domain.agents import AgentState, Heard
 from detector.domain.batches import Span
 from detector.domain.finding import Check
+from detector.domain.holds import OpenAlert, Settled
 from detector.domain.layered import Layered
 from detector.domain.runbook import Runbook
 from detector.domain.settings import AgentLimits
 from detector.domain.slots import Slot
+from detector.domain.turns import Turn
 from detector.domain.types import (
     Advance,
     AgentComparison,
     AlarmState,
     AlertRow,
+    Decision,
     HistoryPoint,
     IngestResult,
     ModelVersion,
     Origin,
     Progress,
     Reference,
+    ReferencePolicy,
     StoredCheck,
 )
 from detector.domain.watermark import Ingested
@@ -42,9 +46,11 @@ from detector.store import (
     comparison_reading,
     heartbeats,
     ingest,
+    kinships,
     partitions,
     reading,
     references,
+    turns,
     versions,
 )  # fmt: skip
 from detector.store.database import Database
@@ -211,6 +217,11 @@ class Store:
         with self._database.begin() as connection:
             return references.active(connection, version_id)
 
+    def reference_with_id(self, reference_id: int) -> Reference | None:
+        """Any one, active or not."""
+        with self._database.begin() as connection:
+            return references.with_id(connection, reference_id)
+
     def references(self, version_id: int) -> list[Reference]:
         """All, newest first, without their summaries."""
         with self._database.begin() as connection:
@@ -228,16 +239,19 @@ class Store:
         effects: Mapping[str, DesignEffect] | None = None,
         slots: Iterable[tuple[Slot, Layered]] = (),
         slots_of: int | None = None,
+        decision: Decision | None = None,
     ) -> int:
         """Makes a new active reference in place of the former one, which is kept; its id.
 
         ``slots`` are the references of its slots. Each is stored before the next is asked for, so that they may be
         made one by one, by reading from this store too. ``slots_of`` takes over those of another reference.
+        ``decision`` says which person made it.
         """
         with self._database.begin() as connection:
             made = references.save(
-                connection, version_id, origin, source_version_id, start, end, n, Layered(summaries, effects or {})
-            )
+                connection, version_id, origin, source_version_id, start, end, n,
+                Layered(summaries, effects or {}), decision,
+            )  # fmt: skip
             references.save_slots(connection, made, slots, slots_of)
             return made
 
@@ -246,6 +260,21 @@ class Store:
         with self._database.begin() as connection:
             return references.of_slot(connection, reference_id, slot)
 
+    def reference_policy(self, model: str) -> ReferencePolicy:
+        """The one in force; `auto` by nobody where none was ever chosen."""
+        with self._database.begin() as connection:
+            return references.policy(connection, model)
+
+    def set_reference_policy(self, model: str, chosen: ReferencePolicy) -> None:
+        """Puts a policy into force for the versions to come; the former ones are kept."""
+        with self._database.begin() as connection:
+            references.set_policy(connection, model, chosen)
+
+    def kinship(self, version_id: int, former_digest: str) -> dict[str, LayerKinship]:
+        """By layer, what all agents measured of a version beside the model file that it replaced."""
+        with self._database.begin() as connection:
+            return kinships.read(connection, version_id, former_digest)
+
     # Checks
 
     def alarm_state(self, version_id: int) -> AlarmState | None:
@@ -253,13 +282,21 @@ class Store:
         with self._database.begin() as connection:
             return alarms.read(connection, version_id)
 
-    def save_check(self, check: Check, runbook_versions: Mapping[str, int], advance: Advance | None = None) -> int:
+    def save_check(
+        self,
+        check: Check,
+        runbook_versions: Mapping[str, int],
+        advance: Advance | None = None,
+        turn: Turn | None = None,
+    ) -> int:
         """Stores a check with its findings, each pinned to its alert's runbook version where there is one; its id.
 
-        The step of the evidence is stored with it or neither is; raises LostOwnership where another process has moved
-        the evidence on, so that no window ever counts twice.
+        The step of the evidence and the next due time are stored with it or none is; raises LostOwnership where another
+        process has moved either on, so that no window and no due time ever counts twice.
         """
         with self._database.begin() as connection:
+            if turn is not None:
+                turns.move(connection, check.model_version_id, turn)
             if advance is not None:
                 alarms.advance(connection, check.model_version_id, advance)
             return checks.save(connection, check, runbook_versions)
@@ -299,6 +336,16 @@ class Store:
         with self._database.begin() as connection:
             alerts.save(connection, alert)
 
+    def open_alerts(self, since: datetime) -> list[OpenAlert]:
+        """Alerts that fire, as far as is known, and those that a reconciliation ended at or after ``since``."""
+        with self._database.begin() as connection:
+            return alerts.opened(connection, since)
+
+    def settle_alerts(self, settled: Sequence[Settled]) -> None:
+        """Keeps what Alertmanager's API says of open alerts."""
+        with self._database.begin() as connection:
+            alerts.settle(connection, settled)
+
     def alerts(self, since: datetime) -> list[AlertRow]:
         """Alerts that started at or after ``since`` or had not ended by then, oldest first."""
         with self._database.begin() as connection:
@@ -306,11 +353,19 @@ class Store:
 
     # Housekeeping
 
-    @contextmanager
-    def try_model_lock(self, version_id: int) -> Iterator[bool]:
-        """Whether this process alone may check the version; holds until the block ends. Never waits."""
+    def now(self) -> datetime:
+        """Postgres' clock: the one that all detectors share."""
         with self._database.begin() as connection:
-            yield versions.try_lock(connection, version_id)
+            return versions.now(connection)
+
+    @contextmanager
+    def turn(self, version_id: int, now: datetime, interval: float) -> Iterator[Turn | None]:
+        """The right to check the version, for `save_check`; None where it is not due, or another process is at it.
+
+        Holds until the block ends or the process does; never waits. ``interval`` is the seconds between checks.
+        """
+        with self._database.begin() as connection:
+            yield turns.take(connection, version_id, now, interval)
 
     def maintain(self, now: datetime, retention_days: int, days_ahead: int) -> None:
         """Makes daily partitions up to ``days_ahead`` and drops what is older than ``retention_days``.

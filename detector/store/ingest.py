@@ -17,7 +17,7 @@ from detector.domain.agents import Heard
 from detector.domain.settings import AgentLimits
 from detector.domain.types import IngestResult, RefusedProbe
 from detector.domain.watermark import BREAK, Ingested
-from detector.store import comparisons, heartbeats, locks, merging
+from detector.store import comparisons, heartbeats, kinships, locks, merging
 from detector.store.errors import LostOwnership
 from detector.store.tables import deployments, ingest_keys, ingest_offsets, model_versions
 
@@ -107,6 +107,7 @@ def apply(
         late = merged.late
         refused += merged.refused
         refused += comparisons.merge_comparisons(connection, versioned)
+        refused += kinships.merge_kinships(connection, versioned)
     told = [_claimed(envelope) for envelope in envelopes] if heard is None else heard
     heartbeats.record(connection, topic, partition, envelopes, told, limits)
     applied = len(fresh) + len(envelopes) - len(messages)
@@ -115,8 +116,7 @@ def apply(
 
 def _claimed(envelope: Envelope) -> Heard:
     """When a message was sent, by its agent's clock."""
-    body = envelope.body
-    return Heard(merging.moment(body.at_ms if isinstance(body, Deployment | Heartbeat) else body.end_ms))
+    return Heard(merging.moment(envelope.end_ms))
 
 
 def _advance(
@@ -173,8 +173,7 @@ def _version_key(envelope: Envelope) -> VersionKey:
 def _version_ids(connection: Connection, envelopes: Iterable[Envelope]) -> dict[VersionKey, int]:
     first: dict[VersionKey, datetime] = {}
     for envelope in envelopes:
-        body = envelope.body
-        at = merging.moment(body.at_ms if isinstance(body, Deployment | Heartbeat) else body.start_ms)
+        at = merging.moment(envelope.start_ms)
         key = _version_key(envelope)
         first[key] = min(at, first.get(key, at))
     table = model_versions

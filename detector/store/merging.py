@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Integer, any_, case, func, literal, select
 from sqlalchemy.dialects.postgresql import ARRAY, TIMESTAMP, insert
 
 from agent.summary import Summary, merge
-from agent.wire import Comparison, Envelope, Heartbeat, Probe, Window
+from agent.wire import Comparison, Envelope, Heartbeat, Kinship, Probe, Window
 from detector.domain.types import RefusedProbe
 from detector.statistics.fleet import of_summary
 from detector.store import lateness
@@ -77,7 +77,7 @@ def _probe_ids(
     widths: dict[ProbeKey, int] = {}
     for version_id, envelope in batch:
         body = envelope.body
-        if isinstance(body, Comparison | Heartbeat):  # see comparisons.merge_comparisons
+        if isinstance(body, Comparison | Heartbeat | Kinship):  # see `comparisons` and `kinships`
             continue
         for probe in (item.probe for item in body.probes) if isinstance(body, Window) else body.probes:
             told[version_id, probe.name] = probe

@@ -8,25 +8,34 @@ from typing import Any, cast
 
 import numpy as np
 from sqlalchemy import Connection, RowMapping, insert, literal, select, update
+from sqlalchemy.sql.elements import ColumnElement
 
 from detector.domain.layered import Layered
 from detector.domain.slots import Slot
-from detector.domain.types import Origin, Reference
+from detector.domain.types import Decision, Origin, Policy, Reference, ReferencePolicy
 from detector.statistics.design_effect import DesignEffect, Scatter
 from detector.store import locks
 from detector.store.rows import summary_from_row, summary_to_row
-from detector.store.tables import model_references, reference_hours, reference_probes
+from detector.store.tables import model_references, reference_hours, reference_policy_changes, reference_probes
 
 
 def active(connection: Connection, version_id: int) -> Reference | None:
     """See `Store.reference`."""
     table = model_references.c
-    query = select(model_references).where(table.model_version_id == version_id, table.active)
-    row = connection.execute(query).mappings().one_or_none()
+    return _whole(connection, (table.model_version_id == version_id) & table.active)
+
+
+def _whole(connection: Connection, condition: ColumnElement[bool]) -> Reference | None:
+    row = connection.execute(select(model_references).where(condition)).mappings().one_or_none()
     if row is None:
         return None
     parts = connection.execute(select(reference_probes).where(reference_probes.c.reference_id == row["id"])).mappings()
     return _reference(row, _read(parts), _slots(connection, [row["id"]]))
+
+
+def with_id(connection: Connection, reference_id: int) -> Reference | None:
+    """See `Store.reference_with_id`."""
+    return _whole(connection, model_references.c.id == reference_id)
 
 
 def listing(connection: Connection, version_id: int) -> list[Reference]:
@@ -51,6 +60,7 @@ def save(
     end: datetime,
     n: int,
     whole: Layered,
+    decision: Decision | None,
 ) -> int:
     """See `Store.save_reference`."""
     # Waits for another writer: an index allows one active reference, and the later one wins.
@@ -65,6 +75,9 @@ def save(
         "window_end": end,
         "n": n,
         "active": True,
+        "made_by": decision.by if decision else None,
+        "why": decision.why if decision else None,
+        "accepts": list(decision.accepts) if decision else [],
     }
     reference_id = int(connection.execute(insert(table).values(**values).returning(table.c.id)).scalar_one())
     rows = [{"reference_id": reference_id, **row} for row in _layers(whole)]
@@ -95,6 +108,22 @@ def of_slot(connection: Connection, reference_id: int, slot: Slot) -> Layered:
         table.reference_id == reference_id, table.weekday == slot.weekday, table.hour == slot.hour
     )
     return _read(connection.execute(query).mappings())
+
+
+def policy(connection: Connection, model: str) -> ReferencePolicy:
+    """See `Store.reference_policy`."""
+    table = reference_policy_changes.c
+    query = select(reference_policy_changes).where(table.model == model).order_by(table.id.desc()).limit(1)
+    row = connection.execute(query).one_or_none()
+    if row is None:
+        return ReferencePolicy()
+    return ReferencePolicy(cast(Policy, row.policy), row.reference_id, row.made_by, row.why, row.made_at)
+
+
+def set_policy(connection: Connection, model: str, chosen: ReferencePolicy) -> None:
+    """See `Store.set_reference_policy`."""
+    values = {"policy": chosen.policy, "reference_id": chosen.reference_id, "made_by": chosen.by, "why": chosen.why}
+    connection.execute(insert(reference_policy_changes).values(model=model, **values))
 
 
 def _slots(connection: Connection, reference_ids: Sequence[int]) -> dict[int, tuple[Slot, ...]]:
@@ -161,4 +190,5 @@ def _reference(row: RowMapping, whole: Layered, slots: Mapping[int, tuple[Slot, 
         summaries=whole.summaries,
         effects=whole.effects,
         slots=slots.get(row["id"], ()),
+        decision=None if row["made_by"] is None else Decision(row["made_by"], row["why"], tuple(row["accepts"])),
     )

@@ -29,6 +29,10 @@ COMPARISON_COUNTS = (
 """Counts of requests that a comparison adds up, named as in `agent.wire.Comparison`."""
 
 
+KINSHIP_SUMS = ("served", "former", "served_sq", "former_sq", "product", "neighbour_product")
+"""Sums by channel that a kinship adds up, named as in `agent.wire.LayerKinship`."""
+
+
 def _id() -> Column[int]:
     return Column("id", Integer, primary_key=True)
 
@@ -196,6 +200,29 @@ model_references = Table(
     *_numbers(BigInteger, "n"),
     _time("created_at"),
     Column("active", Boolean, nullable=False),
+    *_text("made_by", "why", null=True),
+    Column("accepts", ARRAY(Text), nullable=False),
+)
+
+reference_policy_changes = Table(
+    "reference_policy_changes",
+    metadata,
+    _id(),
+    *_text("model", "policy"),
+    Column("reference_id", Integer),
+    *_text("made_by", "why"),
+    _time("made_at"),
+)
+
+kinships = Table(
+    "kinships",
+    metadata,
+    Column("model_version_id", Integer, primary_key=True),
+    Column("former_digest", Text, primary_key=True),
+    Column("layer", Text, primary_key=True),
+    *_numbers(BigInteger, "n"),
+    *_numbers(ARRAY(Double), *KINSHIP_SUMS),
+    *_numbers(BigInteger, "broken"),
 )
 
 reference_hours = Table(
@@ -217,6 +244,8 @@ reference_probes = Table(
     *_summary_columns(),
     *_design_columns(),
 )
+
+check_turns = Table("check_turns", metadata, Column("model_version_id", Integer, primary_key=True), _time("next_due"))
 
 alarm_states = Table(
     "alarm_states",
@@ -306,4 +335,8 @@ alerts = Table(
     *_text("runbook_name", null=True),
     Column("runbook_version", Integer),
     _time("received_at"),
+    _time("seen_at"),
+    *_text("held_back"),
+    Column("holds", JSONB, nullable=False),
+    *_text("ended_by"),
 )

@@ -11,7 +11,7 @@ from sqlalchemy import Connection, RowMapping, Select, func, select, text
 from agent.wire import Probe, ProbeKind
 from detector.domain.agents import superseded_ids
 from detector.domain.types import ModelVersion, Progress
-from detector.store import heartbeats, locks
+from detector.store import heartbeats
 from detector.store.errors import StoreError
 from detector.store.tables import comparison_sources, comparisons, deployments, model_versions, windows
 from detector.store.tables import probes as probe_table
@@ -152,13 +152,14 @@ def probes(connection: Connection, version_id: int) -> list[Probe]:
     ]
 
 
-def try_lock(connection: Connection, version_id: int) -> bool:
-    """See `Store.try_model_lock`."""
-    return locks.attempt(connection, locks.CHECK, version_id)
+def now(connection: Connection) -> datetime:
+    """See `Store.now`."""
+    return cast(datetime, connection.execute(select(func.clock_timestamp())).scalar_one())
 
 
 def probe_schema(connection: Connection) -> None:
     """Raises StoreError where the newest view or the newest table is not there."""
-    newest = "SELECT to_regclass('paired_findings') IS NOT NULL AND to_regclass('agent_states') IS NOT NULL"
-    if not connection.execute(text(newest)).scalar_one():
+    newest = ("reference_policies", "agent_states", "check_turns")
+    there = " AND ".join(f"to_regclass('{name}') IS NOT NULL" for name in newest)
+    if not connection.execute(text(f"SELECT {there}")).scalar_one():
         raise StoreError("the database has no reluscope schema, or an old one: run `reluscope migrate`")

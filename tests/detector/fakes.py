@@ -12,12 +12,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agent.summary import Summary, from_pooled, merge
-from agent.wire import Probe, ProbeKind
+from agent.wire import LayerKinship, Probe, ProbeKind
 from detector.domain.batches import Span
 from detector.domain.finding import Check
 from detector.domain.layered import Layered
 from detector.domain.slots import Slot
-from detector.domain.types import Advance, AgentComparison, AlarmState, ModelVersion, Origin, Reference
+from detector.domain.turns import Turn, turn_at
+from detector.domain.types import (
+    Advance,
+    AgentComparison,
+    AlarmState,
+    Decision,
+    ModelVersion,
+    Origin,
+    Reference,
+    ReferencePolicy,
+)
 from detector.domain.watermark import Ingested
 from detector.statistics.design_effect import DesignEffect
 from detector.statistics.fleet import Agents, of_summary
@@ -40,6 +50,12 @@ class FakeStore:
     slots: dict[int, dict[Slot, Layered]] = field(default_factory=dict)
     """By reference."""
     saved_checks: list[tuple[Check, dict[str, int]]] = field(default_factory=list)
+    policies: list[ReferencePolicy] = field(default_factory=list)
+    """Of the one model, the last in force."""
+    kinships: dict[tuple[int, str], dict[str, LayerKinship]] = field(default_factory=dict)
+    """By version and the digest of the former one."""
+    due: dict[int, datetime] = field(default_factory=dict)
+    """By version: when its next check is due."""
     locked_elsewhere: set[int] = field(default_factory=set)
     superseded: set[int] = field(default_factory=set)
     compared: dict[int, list[AgentComparison]] = field(default_factory=dict)
@@ -137,16 +153,29 @@ class FakeStore:
         effects: Mapping[str, DesignEffect] | None = None,
         slots: Iterable[tuple[Slot, Layered]] = (),
         slots_of: int | None = None,
+        decision: Decision | None = None,
     ) -> int:
         number = len(self.saved_references) + 1
         self.slots[number] = dict(slots) if slots_of is None else self.slots[slots_of]
         self.saved_references.append(
             Reference(
                 number, version_id, origin, source_version_id, start, end, n, end, dict(summaries), effects or {},
-                tuple(self.slots[number]),
+                tuple(self.slots[number]), decision,
             )
         )  # fmt: skip
         return number
+
+    def reference_with_id(self, reference_id: int) -> Reference | None:
+        return next((one for one in self.saved_references if one.id == reference_id), None)
+
+    def reference_policy(self, model: str) -> ReferencePolicy:
+        return self.policies[-1] if self.policies else ReferencePolicy()
+
+    def set_reference_policy(self, model: str, chosen: ReferencePolicy) -> None:
+        self.policies.append(chosen)
+
+    def kinship(self, version_id: int, former_digest: str) -> dict[str, LayerKinship]:
+        return self.kinships.get((version_id, former_digest), {})
 
     def reference_slot(self, reference_id: int, slot: Slot) -> Layered:
         return self.slots[reference_id].get(slot, Layered({}, {}))
@@ -154,7 +183,16 @@ class FakeStore:
     def alarm_state(self, version_id: int) -> AlarmState | None:
         return self.alarm_states.get(version_id)
 
-    def save_check(self, check: Check, runbook_versions: Mapping[str, int], advance: Advance | None = None) -> int:
+    def save_check(
+        self,
+        check: Check,
+        runbook_versions: Mapping[str, int],
+        advance: Advance | None = None,
+        turn: Turn | None = None,
+    ) -> int:
+        if turn is not None:
+            assert turn.before == self.due.get(check.model_version_id)
+            self.due[check.model_version_id] = turn.next_due
         self.saved_checks.append((check, dict(runbook_versions)))
         if advance is not None:
             known = self.alarm_states.get(check.model_version_id)
@@ -163,8 +201,8 @@ class FakeStore:
         return len(self.saved_checks)
 
     @contextmanager
-    def try_model_lock(self, version_id: int) -> Iterator[bool]:
-        yield version_id not in self.locked_elsewhere
+    def turn(self, version_id: int, now: datetime, interval: float) -> Iterator[Turn | None]:
+        yield None if version_id in self.locked_elsewhere else turn_at(self.due.get(version_id), now, interval)
 
 
 def probe(name: str, position: int, channels: int | None, kind: ProbeKind = "activation") -> Probe:
@@ -185,3 +223,12 @@ def rectified(
     values = scale * rng.gamma(2.0, size=(n, channels))
     values[rng.random((n, channels)) < zeros] = 0.0
     return values
+
+
+def kin(rng: np.random.Generator, *, near: bool = True, n: int = 100, layer: str = "relu") -> dict[str, LayerKinship]:
+    """What agents would measure of a version that is near the former one, or that was trained anew."""
+    former = rng.normal(size=(n, 8))
+    served = former + 0.1 * rng.normal(size=(n, 8)) if near else rng.normal(size=(n, 8))
+    neighbours = np.roll(former, -1, axis=1)
+    sums = (served, former, served**2, former**2, served * former, served * neighbours)
+    return {layer: LayerKinship(layer, n, *(one.sum(axis=0) for one in sums))}

@@ -24,6 +24,7 @@ VIEWS = {
     "layer_health", "dead_channels", "drift_findings", "alert_timeline",
     "model_comparisons", "probe_agreement", "paired_findings", "agent_health", "fleet_findings", "agent_states",
     "ingest_progress",
+    "reference_history", "reference_policies",
 }  # fmt: skip
 
 
@@ -51,6 +52,15 @@ def test_up_makes_all_and_down_leaves_nothing(url: str) -> None:
     assert move(url, scripts, "base", down=True) == ("0001", None)
     assert relations(url, "r") | relations(url, "p") == {"alembic_version"}
     assert move(url, scripts) == (None, "0008")
+    assert move(url, scripts) == (None, "0009")
+    assert head(scripts) == current(url) == "0009"
+    assert relations(url, "v") == VIEWS
+    assert move(url, scripts) == ("0009", "0009")
+    assert move(url, scripts, "0001", down=True) == ("0009", "0001")
+    assert relations(url, "v") == set()
+    assert move(url, scripts, "base", down=True) == ("0001", None)
+    assert relations(url, "r") | relations(url, "p") == {"alembic_version"}
+    assert move(url, scripts) == (None, "0009")
 
 
 def test_tables_keep_their_data_when_views_go_and_come(url: str) -> None:
@@ -83,6 +93,7 @@ def test_comparisons_come_and_go_alone(url: str) -> None:
     assert found is not None
     store.save_check(check(found.id, finding("conv1"), finding("conv1", "hardware", "hardware_mismatch")), {})
     assert move(url, scripts, "0002", down=True) == ("0008", "0002")
+    assert move(url, scripts, "0002", down=True) == ("0009", "0002")
     assert len(store.history(found.id, START, START + MINUTE)) == 2
     with psycopg.connect(psycopg_url(url)) as connection:
         # The release before has no name for them, and would show them as drift.
@@ -166,6 +177,11 @@ def test_the_command_goes_up_checks_and_goes_down(url: str) -> None:
     assert run(url=url) == (0, "the schema is at 0008 already\n")
     assert run("--check", url=url)[0] == 0
     assert run("--down", "base", url=url) == (0, "migrated the schema from 0008 to base\n")
+    assert run("--check", url=url) == (1, "Error: the schema is at base, the newest is 0009: run `reluscope migrate`\n")
+    assert run(url=url) == (0, "migrated the schema from base to 0009\n")
+    assert run(url=url) == (0, "the schema is at 0009 already\n")
+    assert run("--check", url=url)[0] == 0
+    assert run("--down", "base", url=url) == (0, "migrated the schema from 0009 to base\n")
     code, output = run("--down", "nonsense", url=url)
     assert code == 1
     assert "nonsense" in output

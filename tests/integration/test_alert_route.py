@@ -18,6 +18,9 @@ from deploy.local.postgres import psycopg_url
 from deploy.local.prometheus import alertmanager, prometheus
 from detector import resources
 from detector.alerting import rules, runbooks
+from detector.alerting.alertmanager import Alertmanager
+from detector.alerting.reconcile import reconcile
+from detector.domain.finding import Finding
 from detector.http import Backend, HttpServer, build_app
 from detector.metrics import DetectorMetrics
 from detector.store import AlertRow, Store
@@ -139,3 +142,62 @@ def test_a_finding_becomes_an_alert_and_its_row(
         assert resolved.ends_at is not None
         assert resolved.starts_at == row.starts_at
         assert alert(store, "ReluscopeDeadNeurons", "firing") is None
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("monitoring")
+def test_alerts_that_end_while_they_are_held_back_end_in_sql_too(
+    store: Store, detector: tuple[HttpServer, DetectorMetrics], database_url: str, tmp_path: Path
+) -> None:
+    server, metrics = detector
+    url = f"http://127.0.0.1:{server.port}"
+    versions = runbooks.register(BOOKS.values(), store)
+    drift = replace(finding("relu3", "drift", "model_change"), position=4)
+    dead = finding(channels=3)
+    version_id = observe(store)
+
+    def told(*findings: Finding) -> None:
+        store.save_check(check(version_id, *findings, at=now()), versions)
+        metrics.refresh(store, versions)
+
+    def states() -> dict[str, tuple[str, str | None]]:
+        with psycopg.connect(psycopg_url(database_url)) as connection:
+            rows = connection.execute("SELECT alertname, state, ended_by FROM alert_timeline").fetchall()
+        return {name: (state, ended_by) for name, state, ended_by in rows}
+
+    rules_file, routes_file = configured(tmp_path, url)
+    targets = {"reluscope-detector": [f"127.0.0.1:{server.port}"]}
+    with (
+        alertmanager(tmp_path / "am", f"{url}/api/v1/alerts", config=routes_file) as am,
+        prometheus(tmp_path / "prom", [rules_file], targets, alertmanager=am),
+    ):
+
+        def reconciled() -> dict[str, tuple[str, str | None]]:
+            reconcile(store, Alertmanager(am), now(), timedelta(0))
+            return states()
+
+        told(drift)
+        eventually(lambda: states() == {"ReluscopeActivationDrift": ("firing", None)})
+        told(drift, dead)  # which inhibits the drift's notices
+        eventually(lambda: "ReluscopeDeadNeurons" in states())
+        silence = {
+            "matchers": [{"name": "alertname", "value": "ReluscopeDeadNeurons", "isRegex": False}],
+            "startsAt": now().isoformat(),
+            "endsAt": (now() + timedelta(hours=1)).isoformat(),
+            "createdBy": "ada",
+            "comment": "rolled back, ticket 12",
+        }
+        silence_id = httpx.post(f"{am}/api/v2/silences", json=silence).json()["silenceID"]
+        held = {"ReluscopeActivationDrift": ("inhibited", None), "ReluscopeDeadNeurons": ("silenced", None)}
+        eventually(lambda: reconciled() == held)
+        told()  # both end, and nobody is told of the silenced one's end
+        eventually(lambda: {state for state, _ in reconciled().values()} == {"resolved"}, 60)
+        assert states()["ReluscopeDeadNeurons"] == ("resolved", "reconciled")
+
+    with psycopg.connect(psycopg_url(database_url)) as connection:
+        rows = connection.execute("SELECT alertname, holds -> 0 FROM alert_timeline").fetchall()
+    holds: dict[str, dict[str, str]] = dict(rows)
+    silenced, inhibited = holds["ReluscopeDeadNeurons"], holds["ReluscopeActivationDrift"]
+    assert (silenced["kind"], silenced["id"]) == ("silence", silence_id)
+    assert (silenced["by"], silenced["comment"]) == ("ada", "rolled back, ticket 12")
+    assert (inhibited["kind"], inhibited["by"]) == ("inhibition", "ReluscopeDeadNeurons")

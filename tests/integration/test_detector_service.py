@@ -99,6 +99,11 @@ def test_what_can_never_work_is_an_error_at_once(tmp_path: Path) -> None:
     for options, code, message in (
         (("--database-url", "mysql://me:hush@db/x"), 1, "expected postgresql+psycopg://"),
         (("--database-url", "postgresql+psycopg://me:hush@db/x", "--fdr", "2"), 2, "'--fdr': 2.0 is not in the range"),
+        (
+            ("--database-url", "postgresql+psycopg://x/y", "--alertmanager-url", "http://me:hush@am"),
+            1,
+            "no URL such as",
+        ),
         (("--database-url", "postgresql+psycopg://db/x", "--host", "192.0.2.1"), 1, "cannot listen on 192.0.2.1:"),
     ):
         with detector(log, "--bootstrap-servers", "127.0.0.1:9", *options) as (process, _):

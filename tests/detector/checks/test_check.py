@@ -11,7 +11,7 @@ from agent.summary import Summary
 from agent.wire import Probe
 from detector.checks.check import CheckSettings, run_all, run_check
 from detector.domain.types import ModelVersion
-from tests.detector.fakes import START, WINDOW, FakeStore, probe, rectified, summarise
+from tests.detector.fakes import START, WINDOW, FakeStore, kin, probe, rectified, summarise
 
 PROBES = [probe("image", 0, 1, "input"), probe("relu", 1, 8)]
 SETTINGS = CheckSettings(min_requests=200, reference_requests=400, reference_windows=1)
@@ -109,6 +109,7 @@ def test_windows_older_than_the_lookback_are_not_read(store: FakeStore, rng: np.
 def test_a_bad_version_is_compared_with_the_one_before(store: FakeStore, rng: np.random.Generator) -> None:
     fill(store, store.add_version("1", PROBES), rng, 3)
     bad = store.add_version("2", PROBES, START + 3 * WINDOW)
+    store.kinships[bad.id, "0" * 64] = kin(rng)
     store.add_window(bad, window(rng, dead=3), START + 3 * WINDOW)
     check = run_check(store, bad, SETTINGS, after(4))
     assert check.status == "findings"
@@ -165,10 +166,13 @@ def test_one_failing_version_does_not_keep_the_others_from_being_checked(
         return probes(version_id)
 
     monkeypatch.setattr(store, "probes", broken)
+    later = after(3) + timedelta(seconds=SETTINGS.check_interval)
     with pytest.raises(ExceptionGroup, match="1 of 2 checks failed") as caught:
-        run_all(store, SETTINGS, after(3), {})
+        run_all(store, SETTINGS, later, {})
     assert [str(error) for error in caught.value.exceptions] == ["no such table"]
     assert [check.model_version_id for check, _ in store.saved_checks] == [2]
+    monkeypatch.setattr(store, "probes", probes)  # what failed is still due, the other is not
+    assert [check.model_version_id for check in run_all(store, SETTINGS, later, {})] == [1]
 
 
 @pytest.mark.parametrize(
@@ -185,5 +189,8 @@ def test_a_superseded_version_is_not_checked_any_more(rng: np.random.Generator) 
     version = store.add_version("1", PROBES)
     store.add_window(version, window(rng), START)
     assert len(run_all(store, SETTINGS, after(1), {})) == 1
+    later = after(1) + timedelta(seconds=SETTINGS.check_interval)
     store.superseded.add(version.id)
-    assert run_all(store, SETTINGS, after(1), {}) == []
+    assert run_all(store, SETTINGS, later, {}) == []
+    store.superseded.clear()
+    assert len(run_all(store, SETTINGS, later, {})) == 1

@@ -12,7 +12,7 @@ from agent.summary import Summary
 from detector.checks.check import MOST_BATCHES, CheckSettings, prepare, run_all
 from detector.domain.finding import Check
 from detector.domain.types import ModelVersion
-from detector.references import choice as reference_choice
+from detector.references import choice, making
 from detector.statistics.sequential import FAMILIES
 from tests.detector.fakes import START, WINDOW, FakeStore, probe, rectified, summarise
 
@@ -126,7 +126,7 @@ def test_a_new_reference_and_a_long_silence_begin_anew_and_old_windows_stay_used
     play = Play(seed=2)
     for _ in range(3):
         play.step()
-    reference_choice.from_windows(play.store, play.version, START, START + 10 * WINDOW)
+    making.from_windows(play.store, play.version, START, START + 10 * WINDOW)
     assert play.check().status == "too_few_requests"  # what was used against the former reference is not used again
     play.step()
     assert play.days() == pytest.approx(WINDOW / timedelta(days=1))
@@ -143,7 +143,7 @@ def test_the_reference_knows_its_design_effect_and_a_successor_takes_it_over() -
     assert base.effects["relu"].windows == REFERENCE_WINDOWS
     assert base.effects["relu"].values == pytest.approx(1.2, abs=0.35)
     second = play.store.add_version("2", PROBES, START + play.windows * WINDOW)
-    taken = reference_choice.from_previous(play.store, second, 100, START + play.windows * WINDOW)
+    taken = choice.from_previous(play.store, second, 100, START + play.windows * WINDOW)
     assert taken.effects == base.effects
 
 

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from agent.wire import Deployment, Envelope, ProbeWindow, Window
+from agent.wire import Deployment, Envelope, Kinship, ProbeWindow, Window
 from detector.checks.check import CheckSettings, prepare, run_all
 from detector.references import command as reference
 from detector.store import LostOwnership, Store
-from tests.detector.fakes import START, WINDOW, probe, rectified, summarise
+from tests.detector.fakes import START, WINDOW, kin, probe, rectified, summarise
 
 PROBES = (probe("image", 0, 1, "input"), probe("relu", 1, 8))
 SETTINGS = CheckSettings(reference_requests=800, reference_windows=1)
@@ -27,7 +27,10 @@ def messages(version: str, first: int, last: int, dead: int = 0) -> list[Envelop
     """The deployment before minute ``first``, and the windows of the minutes up to ``last``."""
     rng = np.random.default_rng(first)
     begin = START + first * WINDOW
-    bodies: list[Window | Deployment] = [Deployment(milliseconds(begin), PROBES, (), "CPUExecutionProvider")]
+    bodies: list[Window | Deployment | Kinship] = [Deployment(milliseconds(begin), PROBES, (), "CPUExecutionProvider")]
+    if int(version) > 1:
+        former = str(int(version) - 1)
+        bodies.append(Kinship(milliseconds(begin), former, former * 64, tuple(kin(rng).values())))
     for minute in range(first, last):
         values = rectified(rng, 400, 8)
         values[:, :dead] = 0
@@ -76,6 +79,7 @@ def test_a_bad_deployment_is_found_against_the_version_before(database_url: str)
     ]
     made = CliRunner().invoke(reference.command, arguments)
     assert "first_requests" in made.output
+    assert "Is it near version 1? near: channels correlate by" in shown.output
     store.close()
 
 

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from agent.paired.kinship_sums import layer_sums, sampled
 from agent.summary import Summary, from_pooled
+from agent.wire import LayerKinship
 from deploy.demo import cnn
 from detector.checks.check import CheckSettings, run_check
 from detector.domain.finding import Check
@@ -43,6 +45,19 @@ def _window(
     return {name: _pooled(tensors[name]) for name in LAYERS}
 
 
+def _kinship(former: cnn.Weights, served: cnn.Weights, rng: np.random.Generator) -> dict[str, LayerKinship]:
+    """As agents measure it after a deployment, on a hundred pictures."""
+    digits, _ = _network()
+    pictures = digits.held_out[rng.integers(len(digits.held_out), size=100)]
+    new, old = cnn.forward(served, pictures), cnn.forward(former, pictures)
+    found = {}
+    for layer in ("conv1_relu", "conv2_relu", "fc1_relu"):
+        means = [sampled(side[layer].reshape(100, side[layer].shape[1], -1).mean(axis=2)) for side in (new, old)]
+        if (one := layer_sums(layer, *means)) is not None:
+            found[layer] = one
+    return found
+
+
 def _pooled(tensor: Pictures) -> Summary:
     positions = tensor.reshape(len(tensor), tensor.shape[1], -1)
     return from_pooled(positions.mean(axis=2), positions.max(axis=2), (positions > 0).mean(axis=2))
@@ -59,7 +74,8 @@ def _play(
     for i in range(3):
         store.add_window(version, _window(healthy, rng, _same), START + i * WINDOW)
     if new_version:
-        version = store.add_version("2", PROBES, START + 3 * WINDOW)
+        former, version = version, store.add_version("2", PROBES, START + 3 * WINDOW)
+        store.kinships[version.id, former.digest] = _kinship(healthy, weights, rng)
     checks = []
     for i in range(3, 3 + windows):
         store.add_window(version, _window(weights, rng, change), START + i * WINDOW)
@@ -95,6 +111,26 @@ def test_changed_pictures_are_an_input_shift(change: Callable[[Pictures], Pictur
     assert {finding.cause for finding in check.findings} == {"input_shift"}
     assert {finding.alert for finding in check.findings} == {"ReluscopeInputShift"}
     assert [finding.layer for finding in check.findings if finding.origin] == ["image"]
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_model_trained_from_scratch_is_compared_with_itself_and_silent(seed: int) -> None:
+    checks = _play(seed, cnn.train(_network()[0], seed=seed, epochs=3), _same, windows=9, new_version=True)
+    assert not any(check.findings for check in checks), [f.summary for c in checks for f in c.findings]
+    assert [check.status for check in checks] == ["no_reference"] * 2 + ["too_few_requests"] + ["ok"] * 6
+    assert "of its own; is it near version 1? far: channels correlate by" in checks[0].note
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 1.0])
+@pytest.mark.parametrize("layer", ["conv1", "conv2", "fc1"])
+def test_a_version_with_dead_neurons_anywhere_is_still_near_the_former_one(layer: str, share: float) -> None:
+    _, healthy = _network()
+    broken = {name: value.copy() for name, value in healthy.items()}
+    biases = broken[f"{layer}.bias"]
+    biases[: round(share * len(biases))] = -1000.0
+    check = _play(4, broken, _same, windows=1, new_version=True)[0]
+    dead = [finding for finding in check.findings if finding.test == "dead"]
+    assert f"{layer}_relu" in {finding.layer for finding in dead}, check.note
 
 
 @pytest.mark.parametrize("new_version", [False, True])

@@ -16,7 +16,7 @@ from detector.domain.batches import Span
 from detector.domain.finding import Check
 from detector.domain.layered import PROGRESS_SECONDS, Layered, Reader, layered
 from detector.domain.slots import ANY_DAY, Slot, counted
-from detector.references import choice as reference_choice
+from detector.references import making
 from detector.store import Store
 from tests.detector.builders import summary, window
 from tests.detector.fakes import FakeStore, probe, rectified, summarise
@@ -91,7 +91,7 @@ def referenced(fill: Callable[[FakeStore, int, int], None], days: int) -> FakeSt
     store = FakeStore()
     version = store.add_version("1", PROBES, MONDAY)
     fill(store, 0, days)
-    reference_choice.from_windows(store, version, MONDAY, MONDAY + days * DAY)
+    making.from_windows(store, version, MONDAY, MONDAY + days * DAY)
     return store
 
 
@@ -188,7 +188,7 @@ def test_slots_are_read_and_stored_one_by_one(database: Store) -> None:
     database.ingest("t", 0, None, 1, [window(i, start, content=content, minutes=15) for i, start in enumerate(starts)])
     version = database.model_version("digits", "1")
     assert version is not None
-    made = reference_choice.from_windows(database, version, MONDAY, MONDAY + 14 * DAY)
+    made = making.from_windows(database, version, MONDAY, MONDAY + 14 * DAY)
     assert counted(made.slots) == "2 hours, 14 weekday hours"
     for slot in made.slots:
         part = database.reference_slot(made.id, slot)

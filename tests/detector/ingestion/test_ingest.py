@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from structlog.testing import capture_logs
 
-from agent.wire import Envelope, Heartbeat, Window, encode
+from agent.wire import Envelope, Heartbeat, Kinship, Window, encode
 from detector.domain.agents import Heard
 from detector.domain.settings import AgentLimits
 from detector.domain.types import RefusedProbe
@@ -20,6 +20,7 @@ from detector.ingestion.plausible import Implausible, check
 from detector.metrics import DetectorMetrics
 from detector.store import IngestResult, LostOwnership, StoreRefused, StoreUnavailable
 from tests.detector.builders import START, compared, comparing, deployment, difference, ms, probe, summary, window
+from tests.detector.fakes import kin
 
 NOW = START + timedelta(minutes=5)
 
@@ -252,6 +253,11 @@ def with_difference(**changes: object) -> Envelope:
     return comparing(1, compared(probes=(replace(difference(), **changes),)))  # type: ignore[arg-type]
 
 
+def with_kinship(**changes: object) -> Envelope:
+    (one,) = kin(np.random.default_rng(0)).values()
+    return broken(body=Kinship(ms(START), "1", "d", (replace(one, **changes),)))  # type: ignore[arg-type]
+
+
 def spanning(start_ms: int, end_ms: int) -> Envelope:
     return broken(body=Window(start_ms, end_ms, ()))
 
@@ -282,6 +288,13 @@ def spanning(start_ms: int, end_ms: int) -> Envelope:
         (with_difference(elements=0), "sums without elements"),
         (with_difference(cross=-2e5), "the product of both sides is larger"),
         (with_difference(noise=5e5), "the difference is larger"),
+        (broken(body=Kinship(ms(START + timedelta(days=1)), "1", "d", ())), "the kinship lies"),
+        (broken(body=Kinship(ms(START), "1\0", "d", ())), "former_version holds a NUL"),
+        (with_kinship(n=1 << 41), "requests in one kinship"),
+        (with_kinship(served_sq=np.full(8, 1e201)), "a sum of squares exceeds"),
+        (with_kinship(product=np.full(8, 1e4)), "the product of both sides is larger"),
+        (with_kinship(neighbour_product=np.full(8, -1e4)), "the product with the neighbours is larger"),
+        (with_kinship(former=np.full(8, 1e4)), "a sum is larger than its squares allow"),
     ],
 )
 def test_what_cannot_be_true_is_named(envelope: Envelope, text: str) -> None:
@@ -294,7 +307,8 @@ def test_what_is_true_passes() -> None:
     silent = replace(difference(), elements=0, signal=0.0, power=0.0, noise=0.0, cross=0.0)
     both = comparing(4, compared(probes=(opposite, replace(silent, probe=probe("fc1")))))
     labelled = comparing(5, compared(kind="holdout", accuracy_n=100))
-    for envelope in (window(1), deployment(2), window(1, START + timedelta(minutes=30)), both, labelled):
+    late = window(1, START + timedelta(minutes=30))
+    for envelope in (window(1), deployment(2), late, both, labelled, with_kinship()):
         check(envelope, NOW)
 
 

@@ -117,7 +117,7 @@ def test_comparisons_and_holdouts_count_for_a_limited_time_each(store: Store) ->
     (done,) = run_all(store, CheckSettings(), NOW + 62 * MINUTE, {}, PairedSettings(paired_seconds=600))
     assert [(f.layer, f.details["kind"]) for f in done.findings] == [("logits", "holdout")]
     brief = PairedSettings(paired_seconds=600, holdout_seconds=600)
-    (done,) = run_all(store, CheckSettings(), NOW + 62 * MINUTE, {}, brief)
+    (done,) = run_all(store, CheckSettings(), NOW + 63 * MINUTE, {}, brief)
     assert (done.findings, done.comparisons) == ((), ())
 
 

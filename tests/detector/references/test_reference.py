@@ -16,18 +16,11 @@ from click.testing import CliRunner, Result
 
 from agent.summary import empty
 from agent.wire import Envelope, ProbeWindow, Window, encode
-from detector.domain.types import ModelVersion, Reference
+from detector.domain.types import ModelVersion, Reference, ReferencePolicy
 from detector.ingestion.offline import OfflineError, read, write
 from detector.references import command as reference
-from detector.references.choice import (
-    NoReference,
-    ensure,
-    from_first_requests,
-    from_offline,
-    from_previous,
-    from_windows,
-    same_probes,
-)
+from detector.references.choice import ensure, from_previous
+from detector.references.making import NoReference, from_first_requests, from_offline, from_windows, same_probes
 from detector.references.size import Need, requests_needed
 from detector.statistics.design_effect import unknown
 from detector.store import StoreError
@@ -80,6 +73,7 @@ def test_too_few_requests_make_none(store: FakeStore) -> None:
 
 
 def test_a_successor_takes_over_the_reference_even_through_several_versions(store: FakeStore) -> None:
+    store.policies.append(ReferencePolicy("inherit"))
     first, second, third = (store.add_version(name, PROBES) for name in "123")
     fill(store, first, 3)
     made = ensure(store, third, 600, LATER)
@@ -89,6 +83,7 @@ def test_a_successor_takes_over_the_reference_even_through_several_versions(stor
 
 
 def test_a_successor_with_other_probes_waits_for_its_own_requests(store: FakeStore) -> None:
+    store.policies.append(ReferencePolicy("inherit"))
     fill(store, store.add_version("1", PROBES), 3)
     second = store.add_version("2", [PROBES[0], probe("relu", 1, 16)])
     with pytest.raises(NoReference, match="probes of 1 and 2 differ"):
@@ -190,7 +185,8 @@ def test_the_command_makes_one_from_the_first_requests_and_lists_the_newest_firs
     assert run("auto", "--model", "digits", "--requests", "700", "--windows", "3").exit_code == 0
     door.windows.update(windows)
     result = run("show", "--model", "digits", "--version", "1")
-    lines = result.output.splitlines()
+    policy, *lines = result.output.splitlines()
+    assert policy == "Policy of digits: auto"
     assert ["first_requests" in line for line in lines[2:]] == [True, False]
     assert ["  yes  " in line for line in lines[2:]] == [True, False]
 

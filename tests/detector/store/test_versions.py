@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -139,16 +139,21 @@ def test_references_replace_each_other(store: Store) -> None:
 
 def test_one_process_checks_a_version_at_a_time(store: Store, database_url: str) -> None:
     other = Store(database_url)
-    with store.try_model_lock(1) as mine:
-        assert mine
-        with other.try_model_lock(1) as theirs:
-            assert not theirs
-        with other.try_model_lock(2) as free:
-            assert free
-    with other.try_model_lock(1) as again:
-        assert again
-    with pytest.raises(KeyError), store.try_model_lock(1):
+    with store.turn(1, START, 60) as mine:
+        assert mine is not None
+        assert mine.before is None
+        with other.turn(1, START, 60) as theirs:
+            assert theirs is None
+        with other.turn(2, START, 60) as free:
+            assert free is not None
+    with other.turn(1, START, 60) as again:  # nothing was stored, so it is still due
+        assert again == mine
+    with pytest.raises(KeyError), store.turn(1, START, 60):
         raise KeyError
-    with other.try_model_lock(1) as released:
-        assert released
+    with other.turn(1, START, 60) as released:
+        assert released is not None
     other.close()
+
+
+def test_all_detectors_share_postgres_clock(store: Store) -> None:
+    assert abs(store.now() - datetime.now(UTC)) < timedelta(minutes=1)
