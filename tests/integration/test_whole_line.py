@@ -154,6 +154,10 @@ def test_a_bad_deploy_pages_with_its_runbook(
             ),
         )
         assert row == ("ReluscopeDeadNeurons", 1, "firing")
+        states = rows("SELECT version, state, interval_seconds, clock_error_seconds FROM agent_states ORDER BY version")
+        assert states == [("1", "stopped", 30.0, 0.0), ("2", "observing", 30.0, 0.0)], (
+            "the former version got its farewell"
+        )
         findings = rows("SELECT DISTINCT layer, channels FROM findings WHERE test = 'dead' AND origin")
         assert findings == [(LAYER, DEAD_CHANNELS)]
         assert not rows("SELECT 1 FROM findings f JOIN checks c ON c.id = f.check_id JOIN model_versions v"
