@@ -52,6 +52,8 @@ class Sender:
         self._clock_ms = clock_ms
         self._on_drop = on_drop
         self._metrics = metrics or AgentMetrics()
+        self.least = group.requests
+        """Fewest requests that anything is told of."""
         self._small_windows = SmallWindows(group)
         self._small_comparisons = SmallComparisons(group)
 

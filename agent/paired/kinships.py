@@ -31,8 +31,6 @@ from agent.serving.models import Served, be_nice
 from agent.serving.repository import digest
 
 log = structlog.get_logger()
-LEAST_GROUP = 20
-"""Requests that a layer's sums are of at least when they leave the pod."""
 _MOST_GROUPS = 16
 """Of probes that take turns: with more, each is compared on fewer requests."""
 _MOST_BATCHES = 64
@@ -114,7 +112,7 @@ class Kinships:
                 log.warning("kinship.repository_unreadable", model=key[0], version=key[1], reason=str(error))
                 continue
             wanted = self._settings.kinship_requests * min(item.engine.groups, _MOST_GROUPS)
-            targets[key] = None if former is None else _Target(item, former, wanted, KinshipSums(LEAST_GROUP))
+            targets[key] = None if former is None else _Target(item, former, wanted, KinshipSums(self._sender.least))
         self._targets, self._seen = targets, {key: item for key, item in served.items() if key in targets}
 
     def offer(self, served: Served, rows: Batch, pooled: Mapping[str, Pooled]) -> None:

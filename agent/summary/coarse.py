@@ -27,6 +27,16 @@ def coarsened(summary: Summary, least: int) -> Summary:
     return replace(summary, mean=mean, m2=m2, fraction_sum=fraction_sum, fraction_sq_sum=fraction_sq_sum)
 
 
+def middles(values: Floats) -> Floats:
+    """Each finite value at the geometric middle of its bucket: it tells no more than the bucket; others stay."""
+    told = np.isfinite(values) & (values != 0)
+    with np.errstate(over="ignore"):
+        lower, upper = bucket_bounds(bucket_index(np.abs(values[told]), DEFAULT_SCALE), DEFAULT_SCALE)
+    coarse = values.copy()
+    coarse[told] = np.copysign(np.sqrt(lower) * np.sqrt(upper), values[told])
+    return coarse
+
+
 def rounded_up(value: float) -> float:
     """The upper end of the bucket of a finite value that is not negative; 0 stays 0."""
     if value <= 0:

@@ -19,11 +19,12 @@ from agent import wire
 from agent.capture.engine import Engine
 from agent.delivery.outbox import Outbox
 from agent.delivery.sender import Sender
+from agent.delivery.small_groups import DEFAULT_GROUP
 from agent.instrument import instrument
 from agent.instrument.pooled import Pooled
 from agent.metrics import AgentMetrics
 from agent.paired.kinship_sums import KinshipSums, sampled
-from agent.paired.kinships import LEAST_GROUP, Kinships
+from agent.paired.kinships import Kinships
 from agent.replay import Replayer, output_types
 from agent.replay.rows import Batch
 from agent.serving.models import Served
@@ -31,6 +32,8 @@ from agent.wire import KINSHIP_CHANNELS
 from detector.statistics.kinship import likeness
 from tests.agent.models import small_cnn
 from tests.agent.paired.builders import images, permuted, serve, settings
+
+LEAST_GROUP = DEFAULT_GROUP.requests
 
 
 class Agent:
@@ -133,6 +136,25 @@ def test_fewer_requests_than_a_group_never_leave(tmp_path: Path) -> None:
     assert sums.take() == ()  # three finite ones
     sums.add({"relu": np.full((LEAST_GROUP, 2), np.nan)}, {"relu": np.ones((LEAST_GROUP, 2))})
     assert sums.take() == ()
+
+
+def test_one_request_among_zeros_is_told_no_finer_than_its_bucket() -> None:
+    values = np.zeros((LEAST_GROUP, 3))
+    values[7] = 0.73211, -5.5, 1.1
+    sums = KinshipSums(LEAST_GROUP)
+    sums.add({"relu": values}, {"relu": 1.0001 * values})
+    (told,) = sums.take()
+    for number in (told.served, told.former):
+        off = np.abs(number / values[7] - 1)
+        assert (off > 1e-3).all() and (off < 0.03).all()
+    np.testing.assert_array_equal(told.served, told.former)
+    rng = np.random.default_rng(0)
+    x, y = rng.exponential(size=(2, 2 * LEAST_GROUP, 3))
+    x[LEAST_GROUP:], y[: LEAST_GROUP - 1] = 0, 0  # enough values on either side, one request with both
+    sums.add({"relu": x}, {"relu": y})
+    (told,) = sums.take()
+    np.testing.assert_allclose(told.served, x.sum(axis=0))
+    assert (np.abs(told.product / (x * y).sum(axis=0) - 1) > 1e-4).all()
 
 
 def test_without_a_former_version_or_with_the_option_off_nothing_is_kept(tmp_path: Path) -> None:
