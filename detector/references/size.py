@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from detector.statistics.design_effect import DesignEffect, worst
-from detector.statistics.drift import REFERENCE_RISK
+from detector.statistics.reference_error import REFERENCE_RISK
 from detector.statistics.values import tolerance
 
 LEAST_WINDOWS = 3
