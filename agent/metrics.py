@@ -8,13 +8,22 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disa
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
-DROP_REASONS = ("queue_full", "inflight_bytes", "slow_body", "disconnected", "model_not_ready", "model_gone")
+DROP_REASONS = (
+    "queue_full",
+    "inflight_bytes",
+    "slow_body",
+    "disconnected",
+    "model_not_ready",
+    "model_gone",
+    "internal",
+)
 """Why a request that may have been sampled is lost without anybody's fault in its content."""
 PAIRED_DROP_REASONS = (
     "rate",
     "queue_full",
     "model_gone",
     "join_full",
+    "join_ids",
     "join_duplicate",
     "response_missing",
     "request_missing",
@@ -66,6 +75,9 @@ class AgentMetrics:
         )
         self.absent_probes = self._gauge(
             "absent_probes", "Probes that batches lacked, for their rows were not the requests.", "model", "version"
+        )
+        self.probe_dropped_total = self._counter(
+            "probe_dropped_total", "Requests that windows lack at one probe, summed over probes.", "model", "reason"
         )
         self.gpu_fallback = self._gauge("gpu_fallback", "1 while replay is on the CPU for want of the GPU.", "model")
         self.out_of_memory_total = self._counter("out_of_memory_total", "Batches that did not fit in memory.", "model")

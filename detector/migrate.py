@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import click
 
+from agent.options import options
 from detector import resources
+from detector.domain.settings import Database
 from detector.store.errors import StoreError
 from detector.store.migration import current, head, move
 
@@ -15,17 +17,17 @@ def upgrade(url: str) -> None:
 
 
 @click.command("migrate", context_settings={"auto_envvar_prefix": "RELUSCOPE_MIGRATE"})
-@click.option("--database-url", envvar="RELUSCOPE_DATABASE_URL", required=True, help="postgresql+psycopg://...")
+@options(Database)
 @click.option("--down", metavar="REVISION", help="Go down to this revision; base drops every table and its data.")
 @click.option("--check", is_flag=True, help="Change nothing; exit with 1 unless the schema is the newest.")
-def command(database_url: str, down: str | None, check: bool) -> None:
+def command(settings: Database, down: str | None, check: bool) -> None:
     """Brings the database's schema to the newest revision."""
     try:
         scripts = resources.migrations()
         if check:
-            _check(current(database_url), head(scripts))
+            _check(current(settings.url), head(scripts))
             return
-        before, after = move(database_url, scripts, down or "head", down=down is not None)
+        before, after = move(settings.url, scripts, down or "head", down=down is not None)
     except (StoreError, FileNotFoundError) as error:
         raise click.ClickException(str(error)) from error
     if before == after:

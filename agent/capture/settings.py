@@ -1,28 +1,47 @@
-"""The bounds of capture, as the command line gives them."""
+"""What is observed of every model, and what that may cost, as the user states it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Annotated, Any
 
+from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic.dataclasses import dataclass
+
+from agent.capture.choice import parse_globs
+from agent.options import MIB, SECTION, Option
 from agent.replay import Device
 
 
-@dataclass(frozen=True, slots=True)
+def _globs(value: Any) -> tuple[str, ...]:
+    return parse_globs(value.split() if isinstance(value, str) else value)
+
+
+def _off(value: Any) -> Any:
+    return None if isinstance(value, str) and value.lower() == "off" else value
+
+
+@dataclass(frozen=True, slots=True, config=SECTION)
 class CaptureSettings:
     """What is observed of every model, and what that may cost."""
 
     device: Device
-    max_batch: int = 32
+    max_batch: int = Field(default=32, ge=1)
     """Requests replayed at a time."""
-    probes: tuple[str, ...] = ()
-    """Globs of probe names, ``!`` before those that are left out; empty for all probes."""
-    overhead_budget: float | None = None
-    """Largest share that pooling may add to a plain run; None for no limit, and no timing at load."""
-    calibration_seconds: float = 10.0
-    """Longest time that the timing at load takes, for one model version."""
-    calibration_extent: int = 1
-    """Extent of free axes other than the requests, while timing: a typical sequence length, say."""
-    session_memory: int = 1 << 30
-    """Bytes of weights that the sessions of all groups may hold together; else they are built in turn."""
-    nice: int = 10
-    """Added to the nice level of the threads that replay, so that they yield to the server in the same pod."""
+    probes: Annotated[tuple[str, ...], BeforeValidator(_globs), Option(metavar="GLOB", multiple=True)] = ()
+    """Observe only layers of such names; !GLOB leaves out. Repeat, or part with commas."""
+    overhead_budget: Annotated[
+        float | None,
+        Field(ge=0, le=100),
+        BeforeValidator(_off),
+        AfterValidator(lambda share: share or None),
+        Option(metavar="SHARE|OFF"),
+    ] = 0.10
+    """Most that observing may add to a plain run, as a share; over it, groups of layers take turns."""
+    calibration_seconds: float = Field(default=10.0, ge=0.1)
+    """Longest timing of a model at load."""
+    calibration_extent: int = Field(default=1, ge=1)
+    """Extent of free axes other than the batch while timing, such as a usual sequence length."""
+    session_memory: Annotated[int, Option("session_memory_mib", unit=MIB)] = Field(default=1024 * MIB, ge=0)
+    """Weights that the sessions of all groups may hold at once; over it, they are built in turn."""
+    nice: int = Field(default=10, ge=0, le=19)
+    """Nice level of replay's threads."""

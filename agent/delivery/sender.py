@@ -9,8 +9,9 @@ from dataclasses import replace
 import structlog
 
 from agent import wire
+from agent.delivery.drops import ProbeDrop
 from agent.delivery.outbox import Outbox
-from agent.delivery.windowing import ClosedWindow
+from agent.delivery.windowing import ClosedWindow, Slot
 from agent.instrument import Instrumented
 
 log = structlog.get_logger()
@@ -25,11 +26,14 @@ class Sender:
         agent_id: str,
         max_message_bytes: int,
         clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+        on_drop: Callable[[ProbeDrop], None] = lambda drop: None,
     ) -> None:
+        """``on_drop`` is told of probes whose summary no message takes; it may not raise."""
         self._outbox = outbox
         self._agent_id = agent_id
         self._max_message_bytes = max_message_bytes
         self._clock_ms = clock_ms
+        self._on_drop = on_drop
 
     def deployment(self, model: str, version: str, digest: str, instrumented: Instrumented, provider: str) -> None:
         """Announces that a model version starts to serve."""
@@ -37,29 +41,56 @@ class Sender:
         self._post(wire.Envelope(self._agent_id, self._outbox.boot_epoch, 0, model, version, digest, body))
 
     def windows(self, windows: Iterable[ClosedWindow]) -> None:
-        """Sends finished windows; a window too large for one message is split by its probes."""
+        """Sends finished windows; a window too large for one message is split by its probes.
+
+        A window is in the outbox, or counted as lost by it, when the next is asked for.
+        """
         for closed in windows:
             slot, summaries = closed.slot, closed.summaries
             items = tuple(
                 wire.ProbeWindow(probe, summaries[probe.name]) for probe in closed.probes if probe.name in summaries
             )
             for part in self._parts(items):
-                window = wire.Window(slot.start_ms, slot.end_ms, part)
-                self._post(
-                    wire.Envelope(
-                        self._agent_id, self._outbox.boot_epoch, 0, slot.model, slot.version, slot.digest, window
-                    )
-                )
+                self._post_part(slot, part)
             requests = max((item.summary.n for item in items), default=0)
             log.info("window.closed", model=slot.model, version=slot.version, requests=requests)
+
+    def _post_part(self, slot: Slot, part: tuple[wire.ProbeWindow, ...]) -> None:
+        window = wire.Window(slot.start_ms, slot.end_ms, part)
+        names = (slot.model, slot.version, slot.digest)
+        try:
+            self._post(wire.Envelope(self._agent_id, self._outbox.boot_epoch, 0, *names, window))
+        except Exception as error:  # nothing is in the outbox: one by one, the probe at fault is found
+            for item in part if len(part) > 1 else ():
+                self._post_part(slot, (item,))
+            if len(part) == 1:
+                message = f"{type(error).__name__} in making its message"
+                self._on_drop(
+                    ProbeDrop(slot.model, slot.version, part[0].probe.name, "encode", part[0].summary.n, message)
+                )
 
     def comparison(self, model: str, version: str, digest: str, body: wire.Comparison) -> None:
         """Sends a comparison, in parts where it is too large for one message: its own counts are in the first."""
         parts = list(self._comparison_parts(body.probes)) or [()]
         for number, part in enumerate(parts):
             item = replace(body if number == 0 else wire.probes_only(body), probes=part)
-            self._post(wire.Envelope(self._agent_id, self._outbox.boot_epoch, 0, model, version, digest, item))
+            self._post_comparison((model, version, digest), item)
         log.info("comparison.closed", model=model, version=version, kind=body.kind, requests=body.n)
+
+    def _post_comparison(self, names: tuple[str, str, str], item: wire.Comparison) -> None:
+        try:
+            self._post(wire.Envelope(self._agent_id, self._outbox.boot_epoch, 0, *names, item))
+        except Exception as error:  # as in `_post_part`; the comparison's own counts go in any case
+            if not item.probes:
+                raise
+            if len(item.probes) == 1:
+                message = f"{type(error).__name__} in making its message"
+                probe = item.probes[0]
+                self._on_drop(ProbeDrop(names[0], names[1], probe.probe.name, "encode", probe.n, message))
+                self._post_comparison(names, replace(item, probes=()))
+                return
+            for number, probe in enumerate(item.probes):
+                self._post_comparison(names, replace(item if number == 0 else wire.probes_only(item), probes=(probe,)))
 
     def _comparison_parts(self, items: Iterable[wire.ProbeComparison]) -> Iterator[tuple[wire.ProbeComparison, ...]]:
         """As `_parts`."""

@@ -17,6 +17,7 @@ from kafka.errors import KafkaError, KafkaTimeoutError, MessageSizeTooLargeError
 
 from agent.delivery.outbox import Item, Outbox
 from agent.metrics import AgentMetrics
+from agent.supervise import Backoff, repeat
 from agent.wire import SCHEMA_VERSION
 
 _log = structlog.get_logger()
@@ -72,7 +73,7 @@ class Publisher:
         self._metrics = metrics
         self._agent_id = agent_id.encode()
         self._clock = clock
-        self._jitter = jitter
+        self._backoff = Backoff(_FIRST_DELAY, _LAST_DELAY, jitter)
         self._producer: Any = None
         self._failing: bool | None = None
         self._settings: dict[str, Any] = {
@@ -98,22 +99,17 @@ class Publisher:
         client_log = logging.getLogger("kafka")
         if client_log.level == logging.NOTSET:  # it reports every attempt to connect; `_report` says it once
             client_log.setLevel(logging.CRITICAL)
-        delay = _FIRST_DELAY
         try:
-            while not stop.is_set():
-                try:
-                    busy = self._round(outbox, stop)
-                except Exception as error:
-                    self._report(error)
-                    stop.wait(delay * (0.5 + self._jitter()))
-                    delay = min(delay * 2, _LAST_DELAY)
-                else:
-                    delay = _FIRST_DELAY
-                    if not busy:
-                        stop.wait(_IDLE_SECONDS)
+            repeat(lambda: self._publish(outbox, stop), stop, self._backoff, lambda error, _: self._report(error))
             self._drain(outbox, stop)
         finally:
             self._disconnect()
+
+    def _publish(self, outbox: Outbox, stop: threading.Event) -> None:
+        while not stop.is_set():
+            if not self._round(outbox, stop):
+                stop.wait(_IDLE_SECONDS)
+            self._backoff.reset()
 
     def _drain(self, outbox: Outbox, stop: threading.Event) -> None:
         deadline = time.monotonic() + _DRAIN_SECONDS

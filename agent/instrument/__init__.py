@@ -163,6 +163,8 @@ def _choose(graph: Graph, axes: Axes, inner: list[Inner]) -> tuple[tuple[_Chosen
         known = graph.types.get(candidate.tensor)
         if place is not None:
             channels = place.channels
+        elif how.layout.whole:
+            channels = 1
         else:
             channels = how.blocked or (None if known is None else known.extent(how.layout.channels))
         probe = Probe(

@@ -49,6 +49,9 @@ class Layout:
     channels: int
     tokens: bool = False
     """Whether the first axis holds requests times tokens, request by request, as in (N * T, C)."""
+    whole: bool = False
+    """Whether all of a request is one channel, for no axis has an extent that stays: a score for each token, (N, T).
+    ``channels`` is 0 then."""
 
 
 class Axes:
@@ -64,10 +67,14 @@ class Axes:
         self._types = graph.types
         self.batch = batch
         self._in_front = in_front
+        shapes = [graph.types[value.name].shape for value in graph.inputs if value.name in graph.types]
+        self._free = frozenset(extent for shape in shapes for extent in shape if isinstance(extent, str)) - {batch}
 
     def of_body(self, body: Graph) -> Axes:
         """The axes of a body of this graph, which has the same batch."""
-        return Axes(body, self.batch, self._in_front)
+        axes = Axes(body, self.batch, self._in_front)
+        axes._free |= self._free
+        return axes
 
     def layout(self, tensor: str) -> Layout | None:
         """None where the rank is unknown or below 2, or where it cannot be told where the requests are."""
@@ -82,7 +89,12 @@ class Axes:
         channels = self.channel_axis(tensor)
         if channels == requests and known.rank == 2:
             channels = 1 - requests
-        return None if channels is None or channels == requests else Layout(requests, channels)
+        if channels is None or channels == requests:
+            return None
+        if not self._changes(tensor, channels):
+            return Layout(requests, channels)
+        fixed = [axis for axis in range(known.rank) if axis != requests and known.extent(axis) is not None]
+        return Layout(requests, fixed[0]) if len(fixed) == 1 else Layout(requests, 0, whole=True)
 
     def channel_axis(self, tensor: str) -> int | None:
         """The channel axis; None where the rank is unknown or below 2."""
@@ -95,6 +107,27 @@ class Axes:
         if axis is None:
             axis = 2 if known.rank == 3 else 1
         return axis if axis < known.rank else None
+
+    def _changes(self, tensor: str, axis: int) -> bool:
+        """Whether an extent changes from request to request: an input has it too, and no weight holds it in place."""
+        extent = self._types[tensor].shape[axis]
+        return isinstance(extent, str) and extent in self._free and not self._is_held(tensor, axis, _MAX_STEPS)
+
+    def _is_held(self, tensor: str, axis: int, steps: int) -> bool:
+        """Whether a weight that the tensor meets tells the extent, so that its symbol is a name and no freedom."""
+        rank = self._types[tensor].rank
+        for node in self._graph.consumers(tensor) if steps else ():
+            named = [self._types.get(name) for name in node.input[1:] if self._graph.is_weight(name)]
+            weights = [one for one in named if one is not None and one.rank]
+            if node.input[0] == tensor and _stated(node, rank) == axis and any(one.rank > 1 for one in weights):
+                return True
+            if node.op_type not in _CHANNELS_KEPT or not node.output or node.output[0] not in self._types:
+                continue
+            if any(one.extent(-1) not in (None, 1) for one in weights) and axis == rank - 1:
+                return True
+            if self._types[node.output[0]].rank == rank and self._is_held(node.output[0], axis, steps - 1):
+                return True
+        return False
 
     def _request_axis(self, known: TensorType) -> int | None:
         if self.batch is not None and self.batch in known.shape:

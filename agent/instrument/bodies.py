@@ -54,6 +54,8 @@ def inner_activations(graph: Graph, axes: Axes, model: onnx.ModelProto, infer: I
                 how = _how(node, candidate, inner, axes)
                 known = inner.types.get(candidate.tensor)
                 channels = None if known is None or isinstance(how, str) else known.extent(how.layout.channels)
+                if isinstance(how, PoolSource) and how.layout.whole:
+                    channels = 1
                 yield Inner(replace(candidate, name=f"{path}/{candidate.name}"), place, how, channels)
             for deeper in inner.nodes:
                 for further, deep in bodies(deeper):

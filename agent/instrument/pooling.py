@@ -9,7 +9,8 @@
 
 These operators exist since opset 1 and stay inside onnxruntime's blocked NCHWc layout on CPU. A dense tensor (requests,
 channels) is fetched as it is: each element is its own mean and maximum. Elsewhere a tensor is brought there first:
-(N * T, C) is folded to (N, T, C), requests are transposed to the front.
+(N * T, C) is folded to (N, T, C), requests are transposed to the front, and what has no channels, (N, T), becomes
+(N, 1, T).
 
 Quantized tensors are dequantized with a scale of 1 and the pooled values scaled. With the model's own scale onnxruntime
 would merge our DequantizeLinear with the model's, and with another operator it could not change the tensor's type as it
@@ -55,7 +56,7 @@ class PoolSource:
     @property
     def dense(self) -> bool:
         """Whether each request has one value per channel, so that nothing needs pooling."""
-        return self.rank == 2 and not self.layout.tokens
+        return self.rank == 2 and not self.layout.tokens and not self.layout.whole
 
     @property
     def given(self) -> bool:
@@ -100,6 +101,9 @@ class Pooling:
         elif source.layout.requests != 0:
             order = [source.layout.requests, *(i for i in range(rank) if i != source.layout.requests)]
             tensor, axis = self._node("Transpose", tensor, f"{tensor}:requests", perm=order), order.index(axis)
+        if source.layout.whole:
+            one = self._constant(f"{tensor}:one_channel", [0, 1, -1])
+            tensor, axis, rank = self._node("Reshape", tensor, f"{tensor}:whole", one), 1, 3
         if rank == 2:
             self.outputs.append(tensor if how is None else self._scaled(tensor, how))
             return PooledOutputs(self.outputs[-1], self.outputs[-1], None)

@@ -1,6 +1,6 @@
 """Open Inference Protocol v2 over HTTP: takes a request, answers at once, and leaves the rest to others.
 
-Before the answer a request costs only this: its body is read within bounds, its identity hashed, and, if it is in the
+Before the answer a request costs only this: its body is read within bounds, a number is drawn, and, if it is in the
 sample, it is offered to the queue. Nothing is parsed or decompressed. The outputs in the answer are empty: the agent
 observes, it does not serve. With `X-Reluscope-Validate: 1` a request is parsed first, for setting up a new client.
 
@@ -26,7 +26,8 @@ from agent.intake.catalog import Catalog, ModelMetadata, describe
 from agent.intake.oip import Limits, OipError, parse_request
 from agent.intake.queue import ByteQueue, Captured
 from agent.metrics import CONTENT_TYPE, AgentMetrics
-from agent.rates.sampling import Sampler, id_at_head, id_of_response, identity
+from agent.rates.pairs import Arrival
+from agent.rates.sampling import Sampler, id_at_head, id_of_response
 
 _EVENT_TYPE = "org.kubeflow.serving.inference."
 """Followed by "request" or "response": https://kserve.github.io/website/docs/model-serving/predictive-inference/logger"""
@@ -45,8 +46,8 @@ def build_app(
 ) -> Starlette:
     """The agent's HTTP application: inference, responses, metadata, health and /metrics.
 
-    ``on_response`` gets every response, and chooses those to requests of the sample. It is called on the event loop: it
-    may not block and may not raise.
+    ``on_response`` gets the responses to requests of the sample. It is called on the event loop: it may not block and
+    may not raise.
     """
     intake = _Intake(catalog, queue, sampler, metrics, limits, clock, on_response)
     routes = [
@@ -121,9 +122,10 @@ class _Intake:
         except OipError as error:
             return self._rejected(model, error)
         body_id = id_at_head(body) if encoding is None and header_length != 0 else None
-        if self._sampler.keep(identity(header_id, body_id, body)):
+        arrival = self._sampler.request(model.name, header_id or body_id)
+        if arrival.kept:
             self._metrics.sampled_total.labels(model.name).inc()
-            captured = self._captured(model, body, header_length, encoding, header_id or body_id)
+            captured = self._captured(model, body, header_length, encoding, arrival)
             if not self._queue.offer(captured, len(body) + _OVERHEAD):
                 self._metrics.dropped_total.labels("queue_full").inc()
         answer: dict[str, Any] = {"model_name": model.name, "model_version": model.version, "outputs": []}
@@ -147,14 +149,16 @@ class _Intake:
             return _json(
                 {"error": 'a response needs the id of its request: X-Request-Id, or "id" early in its JSON'}, 400
             )
-        self._on_response(self._captured(model, body, header_length, encoding, response_id))
+        arrival = self._sampler.response(model.name, response_id)
+        if arrival is not None:
+            self._on_response(self._captured(model, body, header_length, encoding, arrival))
         return _json({"model_name": model.name, "model_version": model.version})
 
     def _captured(
-        self, model: ModelMetadata, body: bytes, header_length: int | None, encoding: str | None, item_id: str | None
+        self, model: ModelMetadata, body: bytes, header_length: int | None, encoding: str | None, arrival: Arrival
     ) -> Captured:
-        arrived_ms = int(self._clock() * 1000)
-        return Captured(model.name, model.version, body, header_length, encoding, item_id, arrived_ms)
+        at_ms = int(self._clock() * 1000)
+        return Captured(model.name, model.version, body, header_length, encoding, arrival.pair, at_ms, arrival.draw)
 
     def _rejected(self, model: ModelMetadata, error: OipError) -> Response:
         self._metrics.rejected_total.labels(model.name, error.reason).inc()

@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Captured:
-    """A sampled request as it came from the wire: not parsed, not decompressed."""
+    """A sampled request, or its response, as it came from the wire: not parsed, not decompressed."""
 
     model: str
     version: str
@@ -21,9 +21,12 @@ class Captured:
     """Length of the JSON part after decompression; None where the client did not say, 0 for a raw tensor."""
     encoding: str | None
     """Content-Encoding: None, "gzip" or "deflate"."""
-    request_id: str | None
+    pair: int | None
+    """What a request and its response share, and no others; None where no response is waited for."""
     arrived_ms: int
     """Unix milliseconds."""
+    draw: float = 0.0
+    """What was drawn for the request, 0 to 1: it is in every sample whose rate is above."""
 
 
 class ByteQueue(Generic[T]):

@@ -36,28 +36,28 @@ def place(shape: Sequence[int], axis: int, requests: int, *, fixed: bool) -> int
 
 
 def requests_first(
-    value: NDArray[Any], axis: int | None, ran: int, requests: int, *, fixed: bool
+    value: NDArray[Any], axis: int | None, ran: int, some: slice, *, fixed: bool
 ) -> tuple[NDArray[Any], int]:
-    """The first ``requests`` of the ``ran`` requests of a tensor, on its first axis, and the axis they were on.
+    """``some`` of the ``ran`` requests of a tensor, on its first axis, and the axis they were on.
 
     Tokens in rows stay in rows. A tensor that has no axis of so many requests is returned as it is, with axis 0.
     """
     if axis is None:
-        whole = value.ndim and len(value) % ran == 0
-        return (value[: len(value) // ran * requests] if whole else value), 0
+        if not value.ndim or len(value) % ran:
+            return value, 0
+        tokens = len(value) // ran
+        return value[some.start * tokens : some.stop * tokens], 0
     found = place(value.shape, axis, ran, fixed=fixed)
     if found is None:
         return value, 0
-    return np.moveaxis(value[(slice(None),) * found + (slice(0, requests),)], found, 0), found
+    return np.moveaxis(value[(slice(None),) * found + (some,)], found, 0), found
 
 
 def all_requests_first(
-    values: Tensors, axes: Axes, ran: int, requests: int, *, fixed: bool
+    values: Tensors, axes: Axes, ran: int, some: slice, *, fixed: bool
 ) -> tuple[Tensors, dict[str, int]]:
     """`requests_first` of several tensors; the axes only of those whose requests were not in front."""
-    placed = {
-        name: requests_first(value, axes.get(name, 0), ran, requests, fixed=fixed) for name, value in values.items()
-    }
+    placed = {name: requests_first(value, axes.get(name, 0), ran, some, fixed=fixed) for name, value in values.items()}
     return {name: value for name, (value, _) in placed.items()}, {
         name: axis for name, (_, axis) in placed.items() if axis
     }

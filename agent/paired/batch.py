@@ -66,7 +66,7 @@ def compare_batch(
         probe = _with_requests_first(pair.probe, batch.moved.get(pair.probe.tensor, 0))
         if batch.requests == 1 and served.ndim and len(served) != 1:
             # Tokens in rows, or time first: all of the tensor is the one request's.
-            probe = replace(probe, axis=probe.axis + 1)
+            probe = probe if _is_whole(probe) else replace(probe, axis=probe.axis + 1)
             served, baseline = served[np.newaxis], baseline[np.newaxis]
         if served.shape != baseline.shape or served.ndim == 0 or len(served) != batch.requests or served.size == 0:
             misfits.append((probe.name, _misfit(served.shape, baseline.shape, batch.requests)))
@@ -86,9 +86,14 @@ def compare_batch(
 
 def _with_requests_first(probe: wire.Probe, moved: int) -> wire.Probe:
     """The probe of a tensor whose axis ``moved`` was put in front."""
-    if not moved or probe.axis > moved:
+    if not moved or probe.axis > moved or _is_whole(probe):
         return probe
     return replace(probe, axis=0 if probe.axis == moved else probe.axis + 1)  # 0: no channels
+
+
+def _is_whole(probe: wire.Probe) -> bool:
+    """Whether all of a request is one channel, as where a sequence has a score for each token: no axis has channels."""
+    return probe.axis == 0 and probe.channels == 1
 
 
 def _misfit(served: Sequence[int], baseline: Sequence[int], requests: int) -> str:

@@ -6,20 +6,19 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import numpy as np
 import structlog
 
 from agent.intake.queue import ByteQueue, Captured
 from agent.metrics import AgentMetrics
 from agent.paired.responses import Joiner
 from agent.paired.settings import PairedSettings
-from agent.rates.sampling import identity
 from agent.rates.trickle import Trickle
-from agent.replay.batching import Tensors, count
+from agent.replay.batching import Tensors
+from agent.replay.rows import Drawn, draw
 from agent.serving.models import Served
 
 log = structlog.get_logger()
-_ANSWERED_SECONDS = 600.0
-"""A model whose responses have not been seen for so long has no mirror of them: its requests do not wait for any."""
 _OVERHEAD = 512
 """Bytes that a waiting item takes besides its arrays."""
 
@@ -29,7 +28,8 @@ class Task:
     """A request to be compared; with a response, against that."""
 
     served: Served
-    inputs: Tensors
+    drawn: Drawn
+    """Its one row that is compared."""
     arrived_ms: int
     response: Captured | None = None
 
@@ -37,12 +37,7 @@ class Task:
     def nbytes(self) -> int:
         """Memory that it holds while it waits."""
         response = len(self.response.body) if self.response is not None else 0
-        return sum(value.nbytes for value in self.inputs.values()) + response + _OVERHEAD
-
-    @property
-    def requests(self) -> int:
-        """How many requests its arrays hold."""
-        return count(self.inputs, self.served.instrumented.batch_axes)
+        return sum(value.nbytes for value in self.drawn.inputs.values()) + response + _OVERHEAD
 
 
 class PairedIntake:
@@ -55,31 +50,30 @@ class PairedIntake:
         metrics: AgentMetrics,
         has_baseline: Callable[[Served], bool],
         monotonic: Callable[[], float] = time.monotonic,
+        rng: np.random.Generator | None = None,
     ) -> None:
         """``sample_rate`` is the agent's; ``has_baseline`` says whether a model is compared with another one."""
         self._metrics = metrics
         self._has_baseline = has_baseline
-        self._monotonic = monotonic
+        self._rng = rng or np.random.default_rng()
         self._trickle = Trickle(sample_rate, settings.rate, settings.per_minute, monotonic)
         # A minute's worth of items at most: what waits longer is stale.
         self._queue: ByteQueue[Task] = ByteQueue(settings.queue_bytes, settings.per_minute)
         self._joiner: Joiner[Task, Captured] = Joiner(settings.join_bytes, settings.join_seconds, self.drop, monotonic)
-        self._answered: dict[str, float] = {}
         metrics.paired_queue_bytes.set_function(lambda: float(self._queue.depth()[1]))
         metrics.paired_join_bytes.set_function(lambda: float(self._joiner.depth()[1]))
 
     def offer(self, served: Served, item: Captured, inputs: Tensors) -> None:
         """Sees every request that is replayed; queues those of the trickle."""
         try:
-            if not self._trickle.keep(identity(item.request_id, None, item.body)):
+            if not self._trickle.keep(item.draw):
                 return
-            model = served.entry.model
-            task = Task(served, inputs, item.arrived_ms)
+            drawn = draw(inputs, served.instrumented.batch_axes, served.engine.batch_size, 1, self._rng)
+            task = Task(served, drawn, item.arrived_ms)
             if self._has_baseline(served):
                 self._enqueue(task)
-            seen = self._answered.get(model)
-            if item.request_id and seen is not None and self._monotonic() - seen < _ANSWERED_SECONDS:
-                joined = self._joiner.request(model, item.request_id, task, task.nbytes)
+            if item.pair is not None:
+                joined = self._joiner.request(item.pair, task, task.nbytes)
                 if joined is not None:
                     self._enqueue(replace(joined[0], response=joined[1]))
         except Exception:  # nothing that goes wrong here may cost a request its replay
@@ -87,15 +81,11 @@ class PairedIntake:
             self._metrics.paired_failed_total.labels(item.model, "", "internal").inc()
 
     def offer_response(self, response: Captured) -> None:
-        """Sees every response; joins those to requests of the trickle, drops the others. Called on the event loop."""
-        request_id = response.request_id
-        if request_id is None:
-            return
+        """Sees the responses to sampled requests; joins those to requests of the trickle. Called on the event loop."""
         try:
-            self._answered[response.model] = self._monotonic()
-            if not self._trickle.keep(identity(request_id, None, b"")):
+            if response.pair is None or not self._trickle.keep(response.draw):
                 return
-            joined = self._joiner.response(response.model, request_id, response, len(response.body) + _OVERHEAD)
+            joined = self._joiner.response(response.pair, response, len(response.body) + _OVERHEAD)
             if joined is not None:
                 self._enqueue(replace(joined[0], response=response))
         except Exception:  # nor may it cost the server an answer
@@ -120,7 +110,7 @@ class PairedIntake:
         self._metrics.paired_dropped_total.labels(reason).inc()
 
     def _enqueue(self, task: Task) -> None:
-        if not self._trickle.take(task.requests):
+        if not self._trickle.take(1):
             self.drop("rate")
         elif not self._queue.offer(task, task.nbytes):
             self.drop("queue_full")

@@ -21,6 +21,7 @@ from agent.paired.side import Side
 from agent.paired.sums import Tolerance
 from agent.replay import CPU, Device, ReplayError, batching, output_types
 from agent.replay.batching import Tensors
+from agent.replay.rows import Drawn
 from agent.serving.models import Served
 from agent.serving.repository import digest
 
@@ -154,40 +155,48 @@ class Pairing:
         *,
         labels: NDArray[np.int64] | None = None,
         answers: Tensors | None = None,
+        drawn: Drawn | None = None,
     ) -> Outcome:
-        """Compares requests, a few at a time.
+        """Compares requests, a few at a time; of a request with several rows the one that was drawn.
 
         Args:
             inputs: arrays with the requests on the axes that the served model has them on.
             span: the window that they belong to.
             labels: shape (requests,).
             answers: outputs of the server for these requests, where there is no baseline model.
+            drawn: where ``inputs`` are one request's: which of its rows counts. All rows of ``answers`` are there.
 
         Raises:
             PairedError: a side cannot run them.
         """
         self.prepare(inputs)
         self._runs += 1
-        requests = batching.count(inputs, self._axes)
+        ran = batching.count(inputs, self._axes)
         step = self._fixed or self.groups[self._group].requests
         blank = self.template.blank(span)
         total = blank
         misfits: dict[str, str] = {}
         classes = 0
-        for start in range(0, requests, step):
-            stop = min(start + step, requests)
-            served, baseline, moved = self._run_both(batching.cut(inputs, self._axes, start, stop), stop - start)
+        for start in range(0, ran, step):
+            stop = min(start + step, ran)
+            # Of a fixed batch all rows are run, for nothing tells it from a tensor without requests.
+            some = slice(0, stop - start) if drawn is None else slice(int(drawn.kept[0]), int(drawn.kept[0]) + 1)
+            served, baseline, moved = self._run_both(batching.cut(inputs, self._axes, start, stop), stop - start, some)
             if answers is not None:
-                baseline = self._answers(answers, requests, start, stop)
-            batch = Batch(stop - start, served, baseline, None if labels is None else labels[start:stop], moved)
+                rows, row = (
+                    (ran, slice(start, stop)) if drawn is None else (drawn.rows, slice(drawn.row, drawn.row + 1))
+                )
+                baseline = self._answers(answers, rows, row)
+            part = None if labels is None else labels[start:stop]
+            batch = Batch(some.stop - some.start, served, baseline, part, moved)
             outcome = compare_batch(blank, self.pairs, self._outputs, batch, self._tolerance())
             total = wire.merge(total, outcome.comparison)
             misfits.update(outcome.misfits)
             classes = outcome.classes
         return Outcome(total, tuple(misfits.items()), classes)
 
-    def _run_both(self, part: Tensors, requests: int) -> tuple[Tensors, Tensors | None, dict[str, int]]:
-        """Both sides' values, with the requests in front, and where those of the served side were, if elsewhere."""
+    def _run_both(self, part: Tensors, requests: int, some: slice) -> tuple[Tensors, Tensors | None, dict[str, int]]:
+        """Both sides' values of ``some`` of the requests, in front, and where the served side had them if elsewhere."""
         if self._fixed is not None and requests < self._fixed:
             part = batching.fill(part, self._axes, self._fixed)
         try:
@@ -196,17 +205,18 @@ class Pairing:
         except ReplayError as error:
             raise PairedError("run_failed", str(error)) from error
         ran, fixed = self._fixed or requests, self._fixed is not None
-        shown, moved = all_requests_first(served, self._tensor_axes, ran, requests, fixed=fixed)
+        shown, moved = all_requests_first(served, self._tensor_axes, ran, some, fixed=fixed)
         if baseline is not None:
-            baseline, _ = all_requests_first(baseline, self._baseline_axes, ran, requests, fixed=fixed)
+            baseline, _ = all_requests_first(baseline, self._baseline_axes, ran, some, fixed=fixed)
         return shown, baseline, moved
 
-    def _answers(self, answers: Tensors, requests: int, start: int, stop: int) -> Tensors:
-        """Of the server's answers to ``requests`` requests those to [start, stop), with the requests in front."""
+    def _answers(self, answers: Tensors, rows: int, some: slice) -> Tensors:
+        """Of the server's answers to ``rows`` rows some, with these in front."""
         axes = {name: self._tensor_axes.get(name) or 0 for name in answers}
-        front, _ = all_requests_first(answers, axes, requests, requests, fixed=self._fixed is not None)
+        whole = slice(0, rows)
+        front, _ = all_requests_first(answers, axes, rows, whole, fixed=self._fixed is not None)
         # One request's may be tokens in rows: all of it is that request's.
-        return front if requests == 1 else {name: value[start:stop] for name, value in front.items()}
+        return front if rows == 1 else {name: value[some] for name, value in front.items()}
 
     def _tolerance(self) -> Tolerance | None:
         return self._settings.tolerance if self.template.kind in ("cpu_provider", "served_response") else None

@@ -27,7 +27,10 @@ class _Waiting(Generic[Q, R]):
 
 
 class Joiner(Generic[Q, R]):
-    """Requests and responses that wait for each other. All methods may be called from any thread; none blocks."""
+    """Requests and responses that wait for each other, by the number that `agent.rates.pairs` gave them both.
+
+    All methods may be called from any thread; none blocks.
+    """
 
     def __init__(
         self,
@@ -41,17 +44,17 @@ class Joiner(Generic[Q, R]):
         self._on_drop = on_drop
         self._clock = clock
         self._lock = threading.Lock()
-        self._waiting: OrderedDict[tuple[str, str], _Waiting[Q, R]] = OrderedDict()
+        self._waiting: OrderedDict[int, _Waiting[Q, R]] = OrderedDict()
         self._bytes = 0
 
-    def request(self, model: str, request_id: str, item: Q, nbytes: int) -> tuple[Q, R] | None:
+    def request(self, pair: int, item: Q, nbytes: int) -> tuple[Q, R] | None:
         """Puts a request in; both, if its response was waiting."""
-        found = self._put((model, request_id), item, None, nbytes)
+        found = self._put(pair, item, None, nbytes)
         return None if found is None or found.response is None else (item, found.response)
 
-    def response(self, model: str, request_id: str, item: R, nbytes: int) -> tuple[Q, R] | None:
+    def response(self, pair: int, item: R, nbytes: int) -> tuple[Q, R] | None:
         """Puts a response in; both, if its request was waiting."""
-        found = self._put((model, request_id), None, item, nbytes)
+        found = self._put(pair, None, item, nbytes)
         return None if found is None or found.request is None else (found.request, item)
 
     def depth(self) -> tuple[int, int]:
@@ -63,7 +66,7 @@ class Joiner(Generic[Q, R]):
         with self._lock:
             self._expire(_MOST_ITEMS)
 
-    def _put(self, key: tuple[str, str], request: Q | None, response: R | None, nbytes: int) -> _Waiting[Q, R] | None:
+    def _put(self, key: int, request: Q | None, response: R | None, nbytes: int) -> _Waiting[Q, R] | None:
         with self._lock:
             self._expire(_MOST_EXPIRED)
             found = self._waiting.get(key)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import structlog
 
+from agent import wire
 from agent.delivery.sender import Sender
 from agent.intake.oip import OipError, parse_response
 from agent.metrics import AgentMetrics
@@ -139,7 +139,8 @@ class Paired:
             if answers is not None and not answers.keys() & set(pairing.outputs):
                 raise PairedError("bad_response", f"it has none of the model's float outputs {list(pairing.outputs)}")
             pairing.rotate()
-            outcome = pairing.run(task.inputs, self._windows.span(task.arrived_ms), answers=answers)
+            span = self._windows.span(task.arrived_ms)
+            outcome = pairing.run(task.drawn.inputs, span, answers=answers, drawn=task.drawn)
         except OipError as error:
             self._failed(entry.model, kind, "bad_response", f"{error.reason}: {error.message}")
             return
@@ -185,12 +186,11 @@ class Paired:
         if parsed.version is not None and parsed.version != task.served.entry.version:
             raise PairedError("other_version", f"the response is version {parsed.version[:40]!r}'s")
         axes, fixed = request_axes(task.served.instrumented), task.served.engine.batch_size is not None
+        rows = task.drawn.rows
         for name, value in parsed.outputs.items():
-            found = place(value.shape, axes.get(name, 0) or 0, task.requests, fixed=fixed)
-            if value.ndim == 0 or (found is None and task.requests != 1):  # all of it is the one request's
-                raise PairedError(
-                    "bad_response", f"output {name!r} has shape {list(value.shape)} for {task.requests} requests"
-                )
+            found = place(value.shape, axes.get(name, 0) or 0, rows, fixed=fixed)
+            if value.ndim == 0 or (found is None and rows != 1):  # all of it is the one row's
+                raise PairedError("bad_response", f"output {name!r} has shape {list(value.shape)} for {rows} rows")
         return parsed.outputs
 
     def _pairing(self, served: Served, kind: BaselineKind, baseline: Baseline | None) -> Pairing | None:
@@ -228,6 +228,6 @@ class Paired:
         if message is not None:
             log.warning("paired.failed", model=model, kind=kind, reason=reason, message=message)
 
-    def _send(self, closed: list[tuple[ServedVersion, Any]]) -> None:
+    def _send(self, closed: Iterable[tuple[ServedVersion, wire.Comparison]]) -> None:
         for source, comparison in closed:
             self._sender.comparison(source.model, source.version, source.digest, comparison)

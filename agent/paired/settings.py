@@ -2,46 +2,50 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from typing import Annotated
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 
 from agent.intake.oip import Limits
+from agent.options import INTERNAL, MIB, SECTION, Option
 from agent.paired.sums import Tolerance
 from agent.replay import Device
 
-_MIB = 1 << 20
 
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, config=SECTION)
 class PairedSettings:
     """Every bound of paired replay."""
 
-    rate: float = 0.02
-    """Share of the sampled requests; 0 turns it off, holdouts aside."""
-    per_minute: int = 60
-    """Most requests (rows) compared in a minute."""
-    duty_cycle: float = 0.05
-    """Largest share of time spent in it, 0 to 1."""
+    rate: Annotated[float, Option("paired_rate")] = Field(default=0.02, ge=0, le=1)
+    """Share of the sampled requests that is compared."""
+    per_minute: Annotated[int, Option("paired_per_minute")] = Field(default=60, ge=1)
+    """Most requests compared in a minute; of each, one row."""
+    duty_cycle: Annotated[float, Option("paired_duty_cycle")] = Field(default=0.05, ge=0.001, le=1)
+    """Largest share of time spent comparing."""
     compare_previous: bool = False
-    """Compare with the previous version in the repository where there is no reference model."""
-    fetch_bytes: int = 128 * _MIB
-    """Activations held at a time, both sides together."""
-    queue_bytes: int = 32 * _MIB
-    """Requests that wait to be compared."""
-    join_bytes: int = 32 * _MIB
-    """Responses that wait for their requests, and requests for their responses."""
-    join_seconds: float = 30.0
+    """Without a reference.onnx, compare with the former version in the repository."""
+    fetch_bytes: Annotated[int, Option("paired_fetch_mib", unit=MIB)] = Field(default=128 * MIB, ge=1)
+    """Activations held at a time to be compared."""
+    queue_bytes: Annotated[int, Option("paired_queue_mib", unit=MIB)] = Field(default=32 * MIB, ge=1)
+    """Memory for requests that wait to be compared."""
+    join_bytes: Annotated[int, Option("join_mib", unit=MIB)] = Field(default=32 * MIB, ge=1)
+    """Memory for responses that wait for their requests."""
+    join_seconds: float = Field(default=30.0, ge=0.1)
     """How long they wait."""
-    model_bytes: int = 1024 * _MIB
-    """Largest model file that is loaded once more for it."""
-    holdout_bytes: int = 256 * _MIB
-    """Largest holdout, unpacked."""
-    holdout_repeat_seconds: float = 3600.0
-    """How often a holdout's result is sent again while it holds: the detector forgets what is not repeated."""
-    max_batch: int = 32
-    tolerance: Tolerance = field(default_factory=lambda: Tolerance(rtol=0.02, atol=0.02))
-    limits: Limits = field(default_factory=Limits)
+    join_ids: int = Field(default=1 << 16, ge=1)
+    """Ids of requests and responses noted meanwhile."""
+    model_bytes: Annotated[int, Option("paired_model_mib", unit=MIB)] = Field(default=1024 * MIB, ge=1)
+    """Largest model file loaded as a baseline."""
+    holdout_bytes: Annotated[int, Option("holdout_mib", unit=MIB)] = Field(default=256 * MIB, ge=1)
+    """Largest holdout.npz, unpacked."""
+    holdout_repeat_seconds: float = Field(default=3600.0, ge=1)
+    """A holdout's result is sent again so often; the detector's --holdout-seconds has to be longer."""
+    tolerance: Tolerance = Tolerance()
+    max_batch: Annotated[int, INTERNAL] = 32
+    limits: Annotated[Limits, INTERNAL] = Limits()
     """For the bodies of responses."""
-    device: Device = field(default_factory=lambda: Device(1, 2048 * _MIB))
+    device: Annotated[Device, INTERNAL] = Device(1)
     """Where replay runs."""
-    nice: int = 10
+    nice: Annotated[int, INTERNAL] = 10
     """Nice level of the thread."""

@@ -8,25 +8,29 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
+from pydantic.dataclasses import dataclass as settings
 
 from agent import wire
+from agent.options import SECTION, Option
+from agent.summary import LARGEST
 
 CHUNK = 1 << 18
 """Elements that are in float64 at a time: 2 MiB per array."""
 _LEAST_RMS = 1e-6
 """Of all-zero outputs, that they have some tolerance too."""
-_LARGEST = 1e80
-"""A larger magnitude counts as infinite: its square, summed over many elements, would leave the range of a double."""
+_SMALLEST = 1e-120
+"""A smaller magnitude counts as zero: its square would leave the range of a double, and its products would not."""
 
 Array = NDArray[Any]
 Flags = NDArray[np.bool_]
 
 
-@dataclass(frozen=True, slots=True)
+@settings(frozen=True, slots=True, config=SECTION)
 class Tolerance:
     """An element is beyond it where |served - baseline| > atol * rms + rtol * |baseline|.
 
@@ -34,8 +38,10 @@ class Tolerance:
     were added up, so an element near zero errs as much as its neighbours, whatever unit the output is in.
     """
 
-    rtol: float
-    atol: float
+    rtol: Annotated[float, Option("mismatch_rtol")] = Field(default=0.02, ge=0)
+    """Tolerated error of an output element, per its size."""
+    atol: Annotated[float, Option("mismatch_atol")] = Field(default=0.02, ge=0)
+    """The same, per root mean square of the whole output."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +75,9 @@ def compare(probe: wire.Probe, served: Array, baseline: Array, tolerance: Tolera
     absolute = None if tolerance is None else tolerance.atol * _rms(flat_b)
     for rows, columns in _chunks(*flat_s.shape):
         s, b = flat_s[rows, columns].astype(np.float64), flat_b[rows, columns].astype(np.float64)
-        finite_s, finite_b = np.abs(s) <= _LARGEST, np.abs(b) <= _LARGEST  # false for NaN
+        finite_s, finite_b = np.abs(s) <= LARGEST, np.abs(b) <= LARGEST  # false for NaN
         both, one = finite_s & finite_b, finite_s != finite_b
-        s, b = np.where(both, s, 0.0), np.where(both, b, 0.0)
+        s, b = (np.where(both & (np.abs(side) >= _SMALLEST), side, 0.0) for side in (s, b))
         error = np.abs(s - b)
         totals += (np.sum(b * b), np.sum(s * s), np.sum(error * error), np.sum(s * b))
         largest = max(largest, float(error.max(initial=0.0)))
@@ -114,7 +120,7 @@ def _rms(flat: Array) -> NDArray[np.float64]:
     squares, count = np.zeros(len(flat)), np.zeros(len(flat), np.int64)
     for rows, columns in _chunks(*flat.shape):
         values = flat[rows, columns].astype(np.float64)
-        finite = np.abs(values) <= _LARGEST
+        finite = np.abs(values) <= LARGEST
         squares[rows] += np.square(np.where(finite, values, 0.0)).sum(axis=1)
         count[rows] += finite.sum(axis=1)
     return np.maximum(np.sqrt(squares / np.maximum(count, 1)), _LEAST_RMS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from agent import wire
@@ -60,14 +61,18 @@ class ComparisonWindows:
         kept = {item.probe.name for item in fitting}
         return tuple(item.probe.name for item in comparison.probes if item.probe.name not in kept)
 
-    def close(self, now_ms: int) -> list[tuple[ServedVersion, wire.Comparison]]:
-        """Removes and returns the windows that ended more than the grace period ago, oldest first."""
+    def close(self, now_ms: int) -> Iterator[tuple[ServedVersion, wire.Comparison]]:
+        """The windows that ended more than the grace period ago, oldest first.
+
+        Each is removed when the next is asked for, so that one whose delivery fails is still there.
+        """
         return self._remove([key for key, item in self._open.items() if item.end_ms + self._grace_ms <= now_ms])
 
-    def drain(self) -> list[tuple[ServedVersion, wire.Comparison]]:
-        """Removes and returns all windows, finished or not: for shutting down."""
+    def drain(self) -> Iterator[tuple[ServedVersion, wire.Comparison]]:
+        """All windows, finished or not, removed as by `close`: for shutting down."""
         return self._remove(list(self._open))
 
-    def _remove(self, keys: list[_Key]) -> list[tuple[ServedVersion, wire.Comparison]]:
-        removed = [(key[0], self._open.pop(key)) for key in keys]
-        return sorted(removed, key=lambda item: (item[1].start_ms, item[0].model, item[1].kind))
+    def _remove(self, keys: list[_Key]) -> Iterator[tuple[ServedVersion, wire.Comparison]]:
+        for key in sorted(keys, key=lambda key: (key[1], key[0].model, key[2])):
+            yield key[0], self._open[key]
+            del self._open[key]

@@ -2,7 +2,7 @@
 
 What the sample would take is known before it hurts: sampled requests per second times the seconds that one costs in
 replay is the share of time that the sample at this rate needs. So the rate is not groped for: it is set to what keeps
-the tightest budget, at once when it must fall, and in small steps, with a margin, when it may rise. Sampling by hash is
+the tightest budget, at once when it must fall, and in small steps, with a margin, when it may rise. Sampling is
 nested, so that a lower rate only thins the sample out.
 
     demand = the largest of   busy share / duty cycle,   requests per second / their limit,   what the queue shows
@@ -14,6 +14,12 @@ nested, so that a lower rate only thins the sample out.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass as settings
+
+from agent.options import SECTION, Option
 
 _AIM = 0.9
 _FALL_ABOVE = 0.95
@@ -26,14 +32,16 @@ _MEMORY = 0.5
 """Weight of the newest step in the averages: a change of load is known after some three steps."""
 
 
-@dataclass(frozen=True, slots=True)
+@settings(frozen=True, slots=True, config=SECTION)
 class Budgets:
     """What replay may take."""
 
-    duty_cycle: float
-    """Share of time, above 0 to 1."""
-    requests_per_second: float | None = None
-    """None for no limit."""
+    duty_cycle: float = Field(default=0.25, ge=0.001, le=1)
+    """Largest share of time in replay."""
+    requests_per_second: Annotated[float | None, Field(gt=0), Option("max_requests_per_second", default="no limit")] = (
+        None
+    )
+    """Most requests that are replayed."""
 
 
 @dataclass(frozen=True, slots=True)

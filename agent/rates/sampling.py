@@ -1,20 +1,20 @@
-"""Which requests are replayed: a deterministic choice by the hash of the request's identity.
+"""Which requests are replayed: each arrival draws for itself.
 
-Every pod, and every mirror of the same request, chooses alike; and the choice is nested: whatever is kept at a low rate
-is kept at any higher rate, so that lowering the rate under load thins the sample out without changing its nature.
+Neither a client's ids nor the bodies decide: a constant id, a retry or a repeated body has the same chance as any other
+request. The choice is nested: what is kept at a low rate is what the same draws would keep at any higher rate, so that
+lowering the rate under load thins the sample out without changing its nature. A response shares its request's draw.
 """
 
 from __future__ import annotations
 
-import hashlib
+import random
 import re
+from collections.abc import Callable
 
 import orjson
 
-_SPAN = 1 << 64
-_WHOLE = 1 << 16
-_PROBED = 4096
-_EDGE = 1024
+from agent.rates.pairs import Arrival, Pairs
+
 _HEAD = 1024
 _ID_AT_HEAD = re.compile(rb'\s*+\{\s*+"id"\s*+:\s*+("[^"\\\x00-\x1f]*+(?:\\.[^"\\\x00-\x1f]*+)*+")')
 _MEMBER = rb'"(?!id")[^"\\\x00-\x1f]*+"\s*+:\s*+(?:"[^"\\\x00-\x1f]*+(?:\\.[^"\\\x00-\x1f]*+)*+"|[-+.\w]++)\s*+,\s*+'
@@ -24,12 +24,15 @@ _ID_AMONG_FIRST = re.compile(
 
 
 class Sampler:
-    """Keeps a share `rate` (0 to 1) of the requests."""
+    """Keeps a share `rate` (0 to 1) of the requests. `request` and `response` belong to the thread of the intake."""
 
-    def __init__(self, rate: float) -> None:
+    def __init__(self, rate: float, pairs: Pairs | None = None, draw: Callable[[], float] | None = None) -> None:
+        """``draw`` gives numbers evenly from [0, 1); the default is seeded anew in each process."""
         self.rate = rate
+        self._pairs = Pairs() if pairs is None else pairs
+        self._draw = draw or random.Random().random  # noqa: S311 - a sample, not a secret
         self.seen = 0
-        """Requests asked about, ever. Both counts are the intake thread's alone to change; any thread may read them."""
+        """Requests that arrived, ever. Both counts are the intake thread's alone to change; any thread may read."""
         self.kept = 0
         """Those that were in the sample."""
 
@@ -43,19 +46,22 @@ class Sampler:
         if not 0.0 <= rate <= 1.0:
             raise ValueError(f"a sampling rate is a share from 0 to 1, not {rate}")
         self._rate = rate
-        self._threshold = int(rate * _SPAN)
 
-    def chooses(self, request_id: bytes) -> bool:
-        """Whether the request of this identity is in the sample; counts nothing, so any thread may ask."""
-        digest = hashlib.blake2b(request_id, digest_size=8, person=b"reluscope").digest()
-        return int.from_bytes(digest, "big") < self._threshold
-
-    def keep(self, request_id: bytes) -> bool:
-        """Whether the request of this identity is in the sample; counted, so for the intake thread alone."""
-        kept = self.chooses(request_id)
+    def request(self, model: str, request_id: str | None) -> Arrival:
+        """Whether a request that arrives now is in the sample; counted."""
+        arrival = self._pairs.request(model, request_id, self._arrive) if request_id else self._arrive(None)
         self.seen += 1
-        self.kept += kept
-        return kept
+        self.kept += arrival.kept
+        return arrival
+
+    def response(self, model: str, request_id: str) -> Arrival | None:
+        """What a response shares with its request; None where that is not in the sample, or cannot be told."""
+        arrival = self._pairs.response(model, request_id, self._arrive)
+        return arrival if arrival is not None and arrival.kept else None
+
+    def _arrive(self, pair: int | None) -> Arrival:
+        draw = self._draw()
+        return Arrival(draw < self._rate, draw, pair)
 
 
 def id_at_head(body: bytes) -> str | None:
@@ -86,18 +92,3 @@ def id_of_response(body: bytes) -> str | None:
     except orjson.JSONDecodeError:
         return None
     return value or None
-
-
-def identity(header_id: str | None, body_id: str | None, body: bytes) -> bytes:
-    """What is hashed: the X-Request-Id header, else the JSON's "id", else the body itself.
-
-    Of a body over 64 KiB only its length, both ends and some 4096 bytes spread over it are taken, so that the cost is
-    bounded (hashing 16 MiB would hold the event loop for some 15 ms). The stride is odd, to visit all bytes of a word.
-    """
-    named = header_id or body_id
-    if named:
-        return named.encode("utf-8", "surrogatepass")
-    if len(body) <= _WHOLE:
-        return body
-    stride = len(body) // _PROBED | 1
-    return b"%d:%b%b%b" % (len(body), body[:_EDGE], body[::stride], body[-_EDGE:])

@@ -1,4 +1,4 @@
-"""Which of the sampled requests are compared: a share by hash, and no more than so many a minute."""
+"""Which of the sampled requests are compared: a share of them, and no more than so many a minute."""
 
 from __future__ import annotations
 
@@ -6,11 +6,9 @@ import threading
 import time
 from collections.abc import Callable
 
-from agent.rates.sampling import Sampler
-
 
 class Trickle:
-    """Chooses by the hash that sampling uses, so every pod, and both halves of a request and response, choose alike.
+    """Chooses by the draw that sampling uses, so that both halves of a request and response are chosen alike.
 
     The choice is nested in sampling's: what is compared at a low sampling rate is compared at a higher one too.
     All methods may be called from any thread.
@@ -20,16 +18,16 @@ class Trickle:
         self, sample_rate: float, rate: float, per_minute: int, clock: Callable[[], float] = time.monotonic
     ) -> None:
         """``rate`` is the share of the sampled requests, whose share of all is ``sample_rate``; clock in seconds."""
-        self._sampler = Sampler(sample_rate * rate)
+        self._share = sample_rate * rate
         self._per_minute = per_minute
         self._clock = clock
         self._lock = threading.Lock()
         self._room = float(per_minute)
         self._since = clock()
 
-    def keep(self, identity: bytes) -> bool:
-        """Whether the request of this identity (`agent.rates.sampling.identity`) is in the share."""
-        return self._sampler.chooses(identity)
+    def keep(self, draw: float) -> bool:
+        """Whether the request of this draw (`agent.rates.pairs.Arrival`) is in the share."""
+        return draw < self._share
 
     def take(self, requests: int) -> bool:
         """Whether this minute has room for so many requests; if so, it is taken.

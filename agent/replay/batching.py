@@ -54,10 +54,15 @@ def cut(inputs: Tensors, axes: Axes, start: int, stop: int) -> Tensors:
     }
 
 
-def fill(inputs: Tensors, axes: Axes, size: int) -> Tensors:
-    """A batch of ``size``, filled up by repeating its requests; for models of one batch size."""
-    places = np.arange(size) % count(inputs, axes)
+def take(inputs: Tensors, axes: Axes, places: NDArray[np.int64]) -> Tensors:
+    """The requests at these places of a batch, copied."""
     return {
         name: value if (axis := axes.get(name, 0)) is None else value.take(places, axis)
         for name, value in inputs.items()
     }
+
+
+def fill(inputs: Tensors, axes: Axes, size: int) -> Tensors:
+    """A batch of ``size``, filled up by repeating its requests; for models of one batch size."""
+    requests = count(inputs, axes)
+    return inputs if requests == size else take(inputs, axes, np.arange(size) % requests)

@@ -14,14 +14,18 @@ CUDA's options, by onnxruntime's documentation (execution-providers/CUDA-Executi
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import onnxruntime as ort
+from pydantic import Field
+from pydantic.dataclasses import dataclass as settings
 
+from agent.options import INTERNAL, MIB, SECTION, Option
 from agent.replay.errors import ReplayError
 
 Provider = Literal["auto", "cpu", "cuda", "tensorrt"]
@@ -30,17 +34,25 @@ CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "Tensorrt
 _NAMES: dict[str, str] = {"cpu": CPU, "cuda": CUDA, "tensorrt": TENSORRT}
 
 
-@dataclass(frozen=True, slots=True)
-class Device:
-    """Where sessions run and what each may take of it."""
+def _spare_threads() -> int:
+    """Half the cores, so that the server keeps the rest."""
+    return max(1, (os.cpu_count() or 1) // 2)
 
-    threads: int
-    """CPU threads of one run."""
-    gpu_mem_limit: int
-    """Bytes of GPU memory for one session."""
+
+@settings(frozen=True, slots=True, config=SECTION)
+class Device:
+    """Where sessions run and what each may take of it.
+
+    TensorRT is used only where it is asked for: its engines take minutes to build.
+    """
+
+    threads: Annotated[int, Option(default="half the cores")] = Field(default_factory=_spare_threads, ge=1)
+    """CPU threads of replay."""
+    gpu_mem_limit: Annotated[int, Option("gpu_mem_limit_mib", unit=MIB)] = Field(default=2048 * MIB, ge=1)
+    """GPU memory for replay of a model."""
     provider: Provider = "auto"
-    """auto: CUDA where onnxruntime has it, else the CPU. TensorRT only where asked for: its engines take minutes."""
-    engine_cache: Path | None = None
+    """Where to replay; auto: CUDA where there is, else the CPU."""
+    engine_cache: Annotated[Path | None, INTERNAL] = None
     """Folder for TensorRT's built engines, so that a restart does not build them again."""
 
     @property

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import threading
 import time
+import traceback
 from collections import deque
-from collections.abc import Callable, Hashable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from agent.capture.engine import EngineClosed
 from agent.delivery.sender import Sender
 from agent.delivery.windowing import Accumulator
+from agent.instrument.pooled import Pooled
 from agent.intake.oip import Limits, OipError, parse_request
 from agent.intake.queue import ByteQueue, Captured
 from agent.metrics import AgentMetrics
@@ -22,6 +24,7 @@ from agent.rates.throttle import Meter
 from agent.repeats import Repeats
 from agent.replay import ReplayError, batching
 from agent.replay.batching import Tensors
+from agent.replay.rows import Batch, Drawn, batches, draw, halves
 from agent.serving.models import Models, Served, be_nice
 
 _POLL_SECONDS = 0.25
@@ -38,6 +41,8 @@ class WorkerSettings:
     limits: Limits
     nice: int = 10
     """Nice level of the thread."""
+    rows_per_request: int = 1
+    """Rows of a request, drawn at random, that are replayed; each counts as a request."""
 
 
 class Worker:
@@ -53,6 +58,7 @@ class Worker:
         metrics: AgentMetrics,
         clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
         on_parsed: Callable[[Served, Captured, Tensors], None] = lambda served, item, inputs: None,
+        rng: np.random.Generator | None = None,
     ) -> None:
         """``on_parsed`` sees every request before it is replayed; it may not block and may not raise."""
         self._settings = settings
@@ -64,6 +70,7 @@ class Worker:
         self._metrics = metrics
         self._clock_ms = clock_ms
         self._repeats = Repeats()
+        self._rng = rng or np.random.default_rng()
         self.meter = Meter()
 
     def run(self, stop: threading.Event) -> None:
@@ -111,14 +118,44 @@ class Worker:
             current = [item for item in group if item.version == served.entry.version]
             # Requests to the former version, still queued when the new one was swapped in.
             self._metrics.dropped_total.labels("model_gone").inc(len(group) - len(current))
-            parsed = [(item, inputs) for item in current if (inputs := self._parse(item, served)) is not None]
-            for item, inputs in parsed:
+            self._replay_model(served, current)
+
+    def _replay_model(self, served: Served, items: list[Captured]) -> None:
+        axes, fixed = served.instrumented.batch_axes, served.engine.batch_size
+        parsed: list[tuple[int, Drawn]] = []
+        for item in items:
+            inputs = self._parse(item, served)
+            if inputs is not None:
                 self._on_parsed(served, item, inputs)
-            axes, fixed = served.instrumented.batch_axes, served.engine.batch_size
-            lost = 0
-            for inputs, arrived_ms in batches(parsed, axes, fixed or self._settings.max_batch):
-                lost += self._run_batch(served, inputs, arrived_ms)
-            self.meter.replayed += max(0, len(parsed) - lost)
+                parsed.append((item.arrived_ms, draw(inputs, axes, fixed, self._settings.rows_per_request, self._rng)))
+        rows = sum(len(drawn.kept) for _, drawn in parsed)
+        lost = 0
+        try:
+            work = list(batches(parsed, axes, fixed, self._settings.max_batch))
+        except Exception as error:  # a lack of memory, mostly
+            lost = self._broken(served, rows, error)
+            work = []
+        for batch in work:
+            try:
+                lost += self._run_batch(served, batch)
+            except Exception as error:  # it may cost this batch, not the loop, other batches or other models
+                lost += self._broken(served, len(batch.kept), error)
+        self.meter.replayed += len(parsed) - (round(len(parsed) * lost / rows) if rows else 0)
+
+    def _broken(self, served: Served, rows: int, error: Exception) -> int:
+        """Counts and logs what nobody foresaw; an error's text may quote values, so only its type is told."""
+        self._metrics.dropped_total.labels("internal").inc(rows)
+        kind = type(error).__name__
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        self._repeats.warning(
+            "replay.broken",
+            (served.entry.model, kind),
+            model=served.entry.model,
+            version=served.entry.version,
+            error=kind,
+            at=f"{Path(where.filename).name}:{where.lineno}",
+        )
+        return rows
 
     def _parse(self, item: Captured, served: Served) -> Tensors | None:
         try:
@@ -131,7 +168,7 @@ class Worker:
             )
             try:
                 batching.count(request.inputs, served.instrumented.batch_axes)
-            except ValueError as error:
+            except (ValueError, IndexError) as error:
                 raise OipError("shape", str(error)) from error
         except OipError as error:
             self._metrics.rejected_total.labels(item.model, error.reason).inc()
@@ -140,44 +177,45 @@ class Worker:
                 "request.rejected", kind, model=item.model, reason=error.reason, message=error.message
             )
             return None
+        except Exception as error:  # a body is hostile: whatever it does to the parser, the loop goes on
+            self._metrics.rejected_total.labels(item.model, "internal").inc()
+            self._repeats.warning(
+                "request.rejected",
+                (item.model, "internal"),
+                model=item.model,
+                reason="internal",
+                message=type(error).__name__,
+            )
+            return None
         return request.inputs
 
-    def _run_batch(self, served: Served, inputs: Tensors, arrived_ms: NDArray[np.int64]) -> int:
-        """Replays a batch; returns how many of its requests the model refuses.
+    def _run_batch(self, served: Served, batch: Batch) -> int:
+        """Replays a batch; returns how many of its rows are lost.
 
-        A batch that fails is halved until the requests at fault are alone: their good neighbours lose nothing.
+        A batch that fails is halved until the rows at fault are alone: their good neighbours lose nothing.
         """
-        entry, requests, axes = served.entry, len(arrived_ms), served.instrumented.batch_axes
-        fixed = served.engine.batch_size
-        filled = inputs if fixed is None or requests == fixed else batching.fill(inputs, axes, fixed)
+        entry, requests = served.entry, len(batch.kept)
         begin = time.perf_counter()
         try:
-            pooled = served.engine.run(filled)
+            pooled = served.engine.run(batch.inputs)
         except EngineClosed:
             self._metrics.dropped_total.labels("model_gone").inc(requests)
             return requests
         except ReplayError as error:
-            if requests > 1:
-                half = requests // 2
-                return sum(
-                    self._run_batch(served, batching.cut(inputs, axes, start, stop), arrived_ms[start:stop])
-                    for start, stop in ((0, half), (half, requests))
-                )
+            if requests > 1 and not batch.whole:
+                return sum(self._run_batch(served, half) for half in halves(batch, served.instrumented.batch_axes))
             self._metrics.rejected_total.labels(entry.model, "replay_failed").inc()
             kind = (entry.model, entry.version)
             self._repeats.warning("replay.failed", kind, model=entry.model, version=entry.version, reason=str(error))
-            return 1
+            return requests
         self._metrics.replay_seconds.observe(time.perf_counter() - begin)
-        real = {
-            name: replace(
-                values,
-                mean=values.mean[:requests],
-                maximum=values.maximum[:requests],
-                fraction=values.fraction[:requests],
-            )
+        kept = batch.kept
+        counted = {
+            name: Pooled(values.mean[kept], values.maximum[kept], values.fraction[kept])
             for name, values in pooled.items()
         }
-        self._accumulator.add(entry.model, entry.version, served.digest, served.instrumented.probes, real, arrived_ms)
+        probes = served.instrumented.probes
+        self._accumulator.add(entry.model, entry.version, served.digest, probes, counted, batch.arrived_ms)
         self._metrics.replayed_total.labels(entry.model, entry.version).inc(requests)
         return 0
 
@@ -186,19 +224,3 @@ def duty(turns: Iterable[tuple[float, float]], now: float) -> float:
     """The share of time that was busy since the first of some turns, each (its begin, its busy seconds)."""
     listed = list(turns)
     return sum(busy for _, busy in listed) / max(now - listed[0][0], 1e-9) if listed else 0.0
-
-
-def batches(
-    parsed: list[tuple[Captured, Tensors]], axes: batching.Axes, most: int
-) -> Iterator[tuple[Tensors, NDArray[np.int64]]]:
-    """Batches of at most ``most`` requests that can share a run, with each request's arrival (ms)."""
-    alike: dict[Hashable, list[tuple[Captured, Tensors]]] = {}
-    for item, inputs in parsed:
-        alike.setdefault(batching.key(inputs, axes), []).append((item, inputs))
-    for group in alike.values():
-        inputs = batching.stack([tensors for _, tensors in group], axes)
-        rows = [batching.count(tensors, axes) for _, tensors in group]
-        arrived = np.repeat(np.array([item.arrived_ms for item, _ in group], np.int64), rows)
-        for start in range(0, len(arrived), most):
-            stop = min(start + most, len(arrived))
-            yield batching.cut(inputs, axes, start, stop), arrived[start:stop]

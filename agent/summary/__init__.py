@@ -3,11 +3,15 @@
 The statistical unit is the request: each request contributes one pooled mean, one pooled maximum and one active
 fraction per channel, and a summary says how those are distributed over requests. Counts and histograms merge exactly;
 ``mean`` and ``m2`` merge by Chan, Golub and LeVeque (1979) in float64 and agree with a single pass to rounding.
+
+A value whose magnitude is above `LARGEST` counts as infinite. So no sum of squares leaves the range of a double, over
+however many requests, windows and agents summaries are merged.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,15 +19,18 @@ from numpy.typing import NDArray
 from agent.summary import histogram as _histogram
 from agent.summary.histogram import Floats, Histogram, Ints
 
-__all__ = ["Histogram", "Summary", "empty", "from_pooled", "merge"]
+__all__ = ["LARGEST", "Histogram", "Summary", "empty", "from_pooled", "merge", "usable"]
+
+LARGEST = 1e80
+"""A larger magnitude counts as infinite; single precision ends at 3.4e38."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Summary:
     """Statistics of ``n`` requests; every array has shape (channels,).
 
-    A request with a NaN or infinite pooled value in a channel counts there in ``nonfinite`` and nowhere else, so the
-    moments of a channel are over ``n - nonfinite`` requests.
+    A request with a pooled value that is NaN, infinite or of a magnitude above `LARGEST` in a channel counts there in
+    ``nonfinite`` and nowhere else, so the moments of a channel are over ``n - nonfinite`` requests.
     """
 
     n: int
@@ -84,11 +91,12 @@ def from_pooled(
     """
     if not (mean.ndim == 2 and mean.shape == maximum.shape == fraction.shape):
         raise ValueError(f"pooled arrays differ in shape: {mean.shape}, {maximum.shape}, {fraction.shape}")
-    means, maxima = np.asarray(mean, np.float64), np.asarray(maximum, np.float64)
-    ok = np.isfinite(means) & np.isfinite(maxima)
+    means, maxima, shares = (np.asarray(values, np.float64) for values in (mean, maximum, fraction))
+    ok = (np.abs(means) <= LARGEST) & (np.abs(maxima) <= LARGEST) & np.isfinite(shares)  # false for NaN
     finite = ok.sum(axis=0, dtype=np.int64)
-    fractions = np.where(ok, np.asarray(fraction, np.float64), 0.0)
-    average = np.where(ok, means, 0.0).sum(axis=0) / np.maximum(finite, 1)
+    fractions = np.clip(np.where(ok, shares, 0.0), 0.0, 1.0)
+    kept = np.where(ok, means, 0.0)
+    average = kept.sum(axis=0) / np.maximum(finite, 1)
     return Summary(
         n=len(means),
         active=(ok & (maxima > 0)).sum(axis=0, dtype=np.int64),
@@ -96,7 +104,7 @@ def from_pooled(
         fraction_sum=fractions.sum(axis=0),
         fraction_sq_sum=(fractions**2).sum(axis=0),
         mean=average,
-        m2=(np.where(ok, means - average, 0.0) ** 2).sum(axis=0),
+        m2=(np.where(ok, kept - average, 0.0) ** 2).sum(axis=0),
         min=np.where(ok, means, np.inf).min(axis=0, initial=np.inf),
         max=np.where(ok, maxima, -np.inf).max(axis=0, initial=-np.inf),
         mean_histogram=_histogram.from_values(np.where(ok, means, np.nan), scale),
@@ -118,9 +126,33 @@ def merge(a: Summary, b: Summary) -> Summary:
         fraction_sum=a.fraction_sum + b.fraction_sum,
         fraction_sq_sum=a.fraction_sq_sum + b.fraction_sq_sum,
         mean=(na * a.mean + nb * b.mean) / total,
-        m2=a.m2 + b.m2 + delta**2 * (na * nb / total),
+        m2=a.m2 + b.m2 + delta**2 * (na * (nb / total)),
         min=np.minimum(a.min, b.min),
         max=np.maximum(a.max, b.max),
         mean_histogram=_histogram.merge(a.mean_histogram, b.mean_histogram),
         max_histogram=_histogram.merge(a.max_histogram, b.max_histogram),
+    )
+
+
+def usable(summary: Summary) -> Summary:
+    """The summary; in channels whose numbers no requests can have given, all requests count as not finite.
+
+    Such numbers come from releases that knew no `LARGEST`, from sums that left the range of a double, and from damage.
+    """
+    bad = ~(np.abs(summary.mean) <= LARGEST) | ~(summary.m2 <= summary.finite * (2 * LARGEST) ** 2)
+    bad |= ~np.isfinite(summary.fraction_sum) | ~np.isfinite(summary.fraction_sq_sum)
+    for extreme in (summary.min, summary.max):
+        bad |= np.isnan(extreme) | (np.isfinite(extreme) & (np.abs(extreme) > LARGEST))
+    if not bad.any():
+        return summary
+    zeroed = ("active", "fraction_sum", "fraction_sq_sum", "mean", "m2")
+    zeros: dict[str, Any] = {name: np.where(bad, 0, getattr(summary, name)) for name in zeroed}
+    return replace(
+        summary,
+        nonfinite=np.where(bad, summary.n, summary.nonfinite),
+        min=np.where(bad, np.inf, summary.min),
+        max=np.where(bad, -np.inf, summary.max),
+        mean_histogram=_histogram.without(summary.mean_histogram, bad),
+        max_histogram=_histogram.without(summary.max_histogram, bad),
+        **zeros,
     )

@@ -124,6 +124,19 @@ def merge(a: Histogram, b: Histogram) -> Histogram:
     return _fit(_collect(scale, a.zeros + b.zeros, *parts))
 
 
+def without(histogram: Histogram, gone: NDArray[np.bool_]) -> Histogram:
+    """The histogram with nothing counted in the channels that are ``gone``, shape (channels,)."""
+    kept = ~gone[histogram.channel]
+    return Histogram(
+        histogram.scale,
+        np.where(gone, 0, histogram.zeros),
+        histogram.channel[kept],
+        histogram.sign[kept],
+        histogram.index[kept],
+        histogram.count[kept],
+    )
+
+
 def _collect(scale: int, zeros: Ints, channel: Ints, sign: Ints, index: Ints, count: Ints) -> Histogram:
     """Sorts by channel and value and adds up repeats."""
     # One integer key sorts several times faster than three columns: 20 bits of channel over 34 of signed bucket.

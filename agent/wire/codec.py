@@ -1,7 +1,8 @@
 """Protobuf encoding of envelopes and histograms. Decoding checks everything that merging relies on.
 
 A message that is no protobuf, of a newer schema, or with arrays that do not fit together raises `WireError`, whose text
-says which field is wrong; nothing half-decoded gets past this module.
+says which field is wrong; nothing half-decoded gets past this module. Moments that are not finite cost their channel
+only: its requests count as not finite.
 """
 
 from __future__ import annotations
@@ -11,15 +12,16 @@ from typing import Any
 import numpy as np
 from google.protobuf.message import DecodeError
 
-from agent.summary import Histogram, Summary
+from agent.summary import Histogram, Summary, usable
 from agent.summary.histogram import MAX_SCALE, MIN_SCALE, Ints
 from agent.wire import reluscope_pb2 as pb
 from agent.wire.comparison_codec import comparison_in, comparison_out
-from agent.wire.fields import MAX_CHANNELS, WireError, extend, integers, probe_in, probe_out
+from agent.wire.fields import MAX_CHANNELS, MAX_COUNT, WireError, extend, integers, probe_in, probe_out
 from agent.wire.messages import Comparison, Deployment, Envelope, NotProbed, ProbeWindow, Window
 
 SCHEMA_VERSION = 2
 
+_EXPONENTS = 1100  # above the magnitude of any double's exponent
 _COUNTS = ("active", "nonfinite")
 _VALUES = ("fraction_sum", "fraction_sq_sum", "mean", "m2", "min", "max")
 
@@ -147,20 +149,19 @@ def _summary_in(message: pb.ProbeSummary) -> ProbeWindow:
     for name in _COUNTS + _VALUES:
         if len(getattr(message, name)) != channels:
             raise WireError(f"probe {probe.name}: {name} has {len(getattr(message, name))} of {channels} entries")
+    if message.n > MAX_COUNT:
+        raise WireError(f"probe {probe.name}: a count exceeds 63 bits")
     counts = {name: integers(getattr(message, name)) for name in _COUNTS}
     values = {name: np.array(getattr(message, name), np.float64) for name in _VALUES}
     if any(((array < 0) | (array > message.n)).any() for array in counts.values()):
         raise WireError(f"probe {probe.name}: a channel counts more requests than the window's {message.n}")
-    moments = (values[name] for name in _VALUES if name not in ("min", "max"))
-    if not all(np.isfinite(array).all() for array in moments):
-        raise WireError(f"probe {probe.name}: a moment is not finite")
     histograms = [_histogram_in(part, channels) for part in (message.mean_histogram, message.max_histogram)]
     finite = message.n - counts["nonfinite"]
     if any(not np.array_equal(histogram.totals(), finite) for histogram in histograms):
         raise WireError(f"probe {probe.name}: a histogram's counts do not add up to the finite requests")
     arrays: dict[str, Any] = {**counts, **values}
     summary = Summary(n=message.n, mean_histogram=histograms[0], max_histogram=histograms[1], **arrays)
-    return ProbeWindow(probe, summary)
+    return ProbeWindow(probe, usable(summary))
 
 
 def _histogram_out(histogram: Histogram) -> pb.Histogram:
@@ -185,6 +186,8 @@ def _histogram_in(message: pb.Histogram, channels: int) -> Histogram:
         raise WireError(f"a histogram has {len(message.zeros)} of {channels} channels")
     parts = [_buckets_in(message.negative, channels, -1), _buckets_in(message.positive, channels, 1)]
     channel, sign, index, count = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+    if (np.abs(index) > _EXPONENTS * 2.0**message.scale + 1).any():
+        raise WireError("a histogram has a bucket beyond what a double holds")
     order = np.lexsort((sign * index, sign, channel))
     zeros = integers(message.zeros)
     return Histogram(message.scale, zeros, channel[order], sign[order], index[order], count[order])

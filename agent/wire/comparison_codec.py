@@ -1,4 +1,7 @@
-"""Protobuf encoding of comparisons. Decoding checks everything that merging and storing rely on."""
+"""Protobuf encoding of comparisons. Decoding checks everything that merging and storing rely on.
+
+Sums that are not finite cost their probe only: it has no elements then, and its requests count as not finite.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from numpy.typing import NDArray
 
 from agent.wire import reluscope_pb2 as pb
 from agent.wire.comparison import COUNTS
-from agent.wire.fields import MAX_CHANNELS, WireError, extend, integers, probe_in, probe_out
+from agent.wire.fields import MAX_CHANNELS, MAX_COUNT, WireError, extend, integers, probe_in, probe_out
 from agent.wire.messages import BaselineKind, Comparison, ProbeComparison
 
 _KINDS: dict[BaselineKind, pb.BaselineKind.ValueType] = {
@@ -20,7 +23,6 @@ _KINDS: dict[BaselineKind, pb.BaselineKind.ValueType] = {
     "holdout": pb.HOLDOUT,
 }
 _KIND_NAMES: dict[int, BaselineKind] = {number: kind for kind, number in _KINDS.items()}
-_MOST = (1 << 63) - 1
 _PART_OF = (
     ("top1_n", "n"),
     ("top1_agree", "top1_n"),
@@ -73,7 +75,7 @@ def comparison_in(message: pb.Comparison) -> Comparison:
             raise WireError(f"the comparison's {part} {counts[part]} exceeds its {whole} {counts[whole]}")
     if kind == "holdout" and counts["baseline_n"] and not message.reference:
         raise WireError("the comparison has a baseline_n, but its reference is empty")
-    if counts["n"] > _MOST:
+    if counts["n"] > MAX_COUNT:
         raise WireError("a count exceeds 63 bits")
     if counts["only_served_correct"] + counts["only_baseline_correct"] > counts["baseline_n"]:
         raise WireError("the comparison's discordant pairs exceed its baseline_n")
@@ -114,17 +116,16 @@ def _probe_comparison_out(item: ProbeComparison) -> pb.ProbeComparison:
 
 def _probe_comparison_in(message: pb.ProbeComparison) -> ProbeComparison:
     probe = probe_in(message.probe)
-    if message.n > _MOST or message.elements > _MOST:
+    if message.n > MAX_COUNT or message.elements > MAX_COUNT:
         raise WireError("a count exceeds 63 bits")
     for name in ("mismatched", "nonfinite"):
         if getattr(message, name) > message.n:
             raise WireError(f"probe {probe.name}: {name} {getattr(message, name)} exceeds its {message.n} requests")
-    for name in _SUMS:
-        value = getattr(message, name)
-        if not math.isfinite(value):
-            raise WireError(f"probe {probe.name}: {name} is not finite")
-        if value < 0 and name != "cross":
+    sums = {name: float(getattr(message, name)) for name in _SUMS}
+    for name, value in sums.items():
+        if value < 0 and name != "cross" and math.isfinite(value):
             raise WireError(f"probe {probe.name}: {name} is negative")
+    usable = all(map(math.isfinite, sums.values()))
     served = _channels_in(probe.name, message.only_served_active)
     baseline = _channels_in(probe.name, message.only_baseline_active)
     if len(served) != len(baseline):
@@ -137,10 +138,10 @@ def _probe_comparison_in(message: pb.ProbeComparison) -> ProbeComparison:
     return ProbeComparison(
         probe=probe,
         n=message.n,
-        elements=message.elements,
-        **{name: getattr(message, name) for name in _SUMS},
+        elements=message.elements if usable else 0,
+        **(sums if usable else dict.fromkeys(_SUMS, 0.0)),
         mismatched=message.mismatched,
-        nonfinite=message.nonfinite,
+        nonfinite=message.nonfinite if usable else message.n,
         only_served_active=served,
         only_baseline_active=baseline,
     )

@@ -13,6 +13,9 @@ from agent.wire.messages import Probe, ProbeKind
 MAX_CHANNELS = 1 << 20
 """A wider probe is refused: no layer has as many, so the message is damaged."""
 
+MAX_COUNT = (1 << 63) - 1
+"""What Postgres and numpy hold."""
+
 _PIECE = 4096
 
 _KINDS: dict[ProbeKind, pb.ProbeKind.ValueType] = {"input": pb.INPUT, "activation": pb.ACTIVATION, "output": pb.OUTPUT}

@@ -19,11 +19,25 @@ Origin = Literal["windows", "first_requests", "previous_version", "offline"]
 
 
 @dataclass(frozen=True, slots=True)
+class RefusedProbe:
+    """A layer that was left out of a message, for its width is not that of its model version."""
+
+    model: str
+    version: str
+    layer: str
+    channels: int
+    """In the message."""
+    known: int
+    """In the model version."""
+
+
+@dataclass(frozen=True, slots=True)
 class IngestResult:
-    """How many messages of a batch were new, and how many had been applied before."""
+    """How many messages of a batch were new, how many had been applied before, and which layers were left out."""
 
     applied: int
     duplicates: int
+    refused: tuple[RefusedProbe, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

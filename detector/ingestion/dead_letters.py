@@ -9,30 +9,20 @@ from datetime import UTC, datetime
 
 import click
 
+from agent.options import Kafka, options
 from agent.wire import WireError, decode
 from detector.ingestion.ingest import RetryLater
 from detector.ingestion.plausible import Implausible, check
-from detector.ingestion.transport import ApiVersion, DeadLetters, Letter
-
-
-class _ApiVersion(click.ParamType[tuple[int, ...]]):
-    name = "MAJOR.MINOR"
-
-    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
-        try:
-            return tuple(int(part) for part in str(value).split("."))
-        except ValueError:
-            self.fail(f"{value!r} is no version such as 2.3", param, ctx)
+from detector.ingestion.transport import DeadLetters, Letter
 
 
 @click.group("dead-letters", context_settings={"auto_envvar_prefix": "RELUSCOPE_DEAD_LETTERS"})
-@click.option("--bootstrap-servers", required=True, help="Kafka, host:port, several separated by commas.")
-@click.option("--topic", default="reluscope.windows", show_default=True, help="The topic that agents publish to.")
-@click.option("--kafka-api-version", type=_ApiVersion(), help="Left out: ask the broker.")
+@options(Kafka)
 @click.pass_context
-def command(context: click.Context, bootstrap_servers: str, topic: str, kafka_api_version: ApiVersion) -> None:
+def command(context: click.Context, settings: Kafka) -> None:
     """Messages that ingest could not use, kept in <topic>.dead-letter."""
-    context.obj = context.with_resource(closing(DeadLetters(bootstrap_servers, topic, kafka_api_version)))
+    letters = DeadLetters(settings.bootstrap_servers, settings.topic, settings.api_version)
+    context.obj = context.with_resource(closing(letters))
 
 
 _reason = click.option(

@@ -15,6 +15,7 @@ from typing import Protocol
 import structlog
 
 from agent.wire import Envelope, WireError, decode
+from detector.domain.types import RefusedProbe
 from detector.ingestion.plausible import Implausible, check
 from detector.metrics import DetectorMetrics
 from detector.store import IngestResult, LostOwnership, StoreError, StoreRefused
@@ -23,6 +24,7 @@ log = structlog.get_logger()
 
 Headers = Sequence[tuple[str, bytes]]
 MAX_TEXT = 500
+_MOST_SAID = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +82,7 @@ class IngestHandler:
         self._metrics, self._clock = metrics, clock
         self._expected: dict[int, int | None] = {}
         self._set_aside: set[tuple[int, int]] = set()
+        self._said: set[RefusedProbe] = set()
 
     def assigned(self, partitions: Iterable[int]) -> dict[int, int | None]:
         """Takes over these partitions and no others; from which offset on each is to be read (None: its beginning).
@@ -140,6 +143,7 @@ class IngestHandler:
             raise RetryLater("postgres", str(error)) from error
         self._expected[partition] = end
         self._metrics.ingest_applied(result.applied, result.duplicates)
+        self._refused(result.refused)
         log.debug(
             "ingest.batch_applied",
             partition=partition,
@@ -147,6 +151,25 @@ class IngestHandler:
             applied=result.applied,
             duplicates=result.duplicates,
         )
+
+    def _refused(self, probes: Iterable[RefusedProbe]) -> None:
+        """Counts the layers that were left out, and says each once."""
+        for probe in probes:
+            self._metrics.refused_probes.labels("width").inc()
+            if probe in self._said:
+                continue
+            if len(self._said) >= _MOST_SAID:
+                self._said.clear()
+            self._said.add(probe)
+            log.warning(
+                "ingest.probe_refused",
+                model=probe.model,
+                version=probe.version,
+                layer=probe.layer,
+                channels=probe.channels,
+                known=probe.known,
+                hint="its width changes from message to message; leave it out with --probes at the agents",
+            )
 
     def _dead(self, partition: int, record: Record, reason: str, error: Exception) -> None:
         if (partition, record.offset) in self._set_aside:  # published already, when the batch was tried before

@@ -16,6 +16,8 @@ EARLIEST_MS = 946_684_800_000
 """The year 2000: an agent whose clock says less has none."""
 MAX_WINDOW_MS = 86_400_000
 MAX_REQUESTS = 1 << 40
+MAX_ELEMENTS = 1 << 56
+"""A hundred of them still add up in 63 bits."""
 MAX_TEXT = 1000
 MAX_INTEGER = (1 << 31) - 1
 MAX_BIGINT = (1 << 63) - 1
@@ -65,6 +67,8 @@ def _comparison(comparison: Comparison, latest: int) -> None:
 def _sums(item: ProbeComparison) -> str | None:
     if item.n > MAX_REQUESTS:
         return f"{item.n} requests in one comparison"
+    if item.elements > MAX_ELEMENTS:
+        return f"{item.elements} elements in one comparison"
     if max(item.signal, item.power, item.noise, abs(item.cross)) > MAX_SUM:
         return f"a sum of squares exceeds {MAX_SUM:g}"
     if not item.elements and any((item.signal, item.power, item.noise, item.cross)):

@@ -68,6 +68,10 @@ class DetectorMetrics:
         self.dead_letters = Counter(
             "reluscope_dead_letter_messages_total", "Messages set aside as unusable.", ["reason"], registry=registry
         )
+        self.refused_probes = Counter(
+            "reluscope_refused_probes_total", "Layers left out of messages, and why.", ["reason"], registry=registry
+        )
+        self.refused_probes.labels("width")
         self.ingest_errors = Counter(
             "reluscope_ingest_errors_total",
             "Failed attempts to ingest; they are retried.",

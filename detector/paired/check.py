@@ -10,9 +10,9 @@ from typing import Protocol
 from agent.summary.histogram import Ints
 from agent.wire import Probe
 from detector.domain.finding import Cause, Check
-from detector.domain.settings import CheckSettings
+from detector.domain.settings import CheckSettings, PairedSettings
 from detector.domain.types import AgentComparison, ModelVersion
-from detector.paired.groups import ComparedGroup, PairedSettings, agreement, groups, request_level
+from detector.paired.groups import ComparedGroup, agreement, groups, request_level
 from detector.paired.mismatch import mismatch
 from detector.paired.quantization import quantization
 from detector.paired.verdict import OpenFinding, with_channels

@@ -1,11 +1,9 @@
-"""What paired verdicts are made from: the user's limits, and comparisons joined by baseline."""
+"""What paired verdicts are made from: comparisons joined by baseline, and the level they may err at."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import timedelta
 from functools import reduce
 
 from agent.wire import Comparison, cosine, merge, sqnr_db
@@ -13,48 +11,6 @@ from detector.domain.finding import Agreement, ProbeAgreement
 from detector.domain.settings import CheckSettings
 from detector.domain.types import AgentComparison
 from detector.statistics.sequential import SHARES
-
-
-@dataclass(frozen=True, slots=True)
-class PairedSettings:
-    """What the user decides about comparisons with a baseline."""
-
-    max_disagreement: float = 0.02
-    """Share of requests whose top-1 class may differ from the reference model's."""
-    max_accuracy_drop: float = 0.01
-    """Accuracy, as a share, that the served model may lose against the reference model."""
-    min_sqnr_db: float = 10.0
-    """Sound int8 layers have 20 to 40 dB; at 10 the error has a tenth of the signal's power, a cosine of about 0.95."""
-    min_compared: int = 50
-    """Requests from which on a low SQNR at an output alone is a finding."""
-    max_mismatch: float = 0.001
-    """Share of requests whose output may differ beyond the agent's tolerance."""
-    paired_level: float = 0.001
-    """Chance that the test of a holdout errs, once for a deployment; false discovery rate of the channels listed."""
-    paired_seconds: float = 3600.0
-    """Comparisons older than this are not looked at."""
-    holdout_seconds: float = 10800.0
-    """How long a holdout's result counts after an agent said it last: thrice `--holdout-repeat-seconds` of agents."""
-
-    @property
-    def lookback(self) -> timedelta:
-        """What is older says nothing of any kind."""
-        return timedelta(seconds=max(self.paired_seconds, self.holdout_seconds))
-
-    def __post_init__(self) -> None:
-        bounds = {
-            "max_disagreement": 0 <= self.max_disagreement < 1,
-            "max_accuracy_drop": 0 <= self.max_accuracy_drop < 1,
-            "min_sqnr_db": math.isfinite(self.min_sqnr_db),
-            "min_compared": self.min_compared >= 1,
-            "max_mismatch": 0 <= self.max_mismatch < 1,
-            "paired_level": 0 < self.paired_level < 1,
-            "paired_seconds": self.paired_seconds > 0,
-            "holdout_seconds": self.holdout_seconds > 0,
-        }
-        wrong = [f"{name} = {getattr(self, name)}" for name, good in bounds.items() if not good]
-        if wrong:
-            raise ValueError(f"paired settings out of range: {', '.join(wrong)}")
 
 
 def request_level(settings: CheckSettings, tests: int) -> float:

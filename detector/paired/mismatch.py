@@ -13,8 +13,9 @@ import numpy as np
 
 from agent.wire import Comparison, Probe
 from detector.domain.finding import WORST, Cause, Test
+from detector.domain.settings import PairedSettings
 from detector.paired import statistics, words
-from detector.paired.groups import ComparedGroup, PairedSettings, joined
+from detector.paired.groups import ComparedGroup, joined
 from detector.paired.verdict import OpenFinding, finding_of
 from detector.statistics.correction import benjamini_hochberg
 

@@ -12,8 +12,9 @@ import numpy as np
 
 from agent.wire import Comparison, Probe, ProbeComparison, cosine, sqnr_db
 from detector.domain.finding import Cause
+from detector.domain.settings import PairedSettings
 from detector.paired import statistics, words
-from detector.paired.groups import ComparedGroup, PairedSettings
+from detector.paired.groups import ComparedGroup
 from detector.paired.verdict import OpenFinding, finding_of
 
 

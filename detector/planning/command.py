@@ -4,46 +4,32 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, fields
-from typing import Any
+from dataclasses import asdict
+from typing import Annotated
 
 import click
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 
+from agent.options import SECTION, options
 from detector.planning.plan import Question, plan, sentence
 
-_HELP = {
-    "requests_per_second": "Requests that will be replayed, after sampling, all agents together.",
-    "effect": "Cohen's omega of the smallest shift that must be found, in a single channel.",
-    "false_page_days": "The alarm budget: at most one false page per model version in so many days.",
-    "layers": "Layers observed.",
-    "channels": "Channels of the layer with the shift.",
-    "min_effect": "Cohen's omega up to which a shift does not matter.",
-    "reference_requests": "Requests in the reference.",
-    "design_effect": "How much less requests say than independent ones would; 1 if they are.",
-    "active_rate": "Of a channel whose death must be found.",
-}
 
+@dataclass(frozen=True, kw_only=True, config=SECTION)
+class PlanSettings:
+    """Every option of the command."""
 
-def _options(command: Any) -> Any:
-    for field in reversed(fields(Question)):
-        name = f"--{field.name.replace('_', '-')}"
-        if field.name == "requests_per_second":
-            command = click.option(name, type=float, required=True, help=_HELP[field.name])(command)
-        else:
-            command = click.option(name, default=field.default, show_default=True, help=_HELP[field.name])(command)
-    return command
+    question: Question
+    within: Annotated[float | None, Field(gt=0)] = None
+    """Minutes within which it must be found."""
 
 
 @click.command("plan", context_settings={"auto_envvar_prefix": "RELUSCOPE_PLAN"})
-@_options
-@click.option("--within", type=click.FloatRange(min=0, min_open=True), help="Minutes within which it must be found.")
+@options(PlanSettings)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def command(within: float | None, as_json: bool, **stated: Any) -> None:
+def command(settings: PlanSettings, as_json: bool) -> None:
     """Say which windows and reference a budget needs, and how soon a shift or a death is known."""
-    try:
-        question = Question(**stated)
-    except ValueError as error:
-        raise click.ClickException(str(error)) from error
+    question, within = settings.question, settings.within
     answer = plan(question)
     requests = answer.requests_per_window * answer.windows
     rate = requests / within / 60 if within else None

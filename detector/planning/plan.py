@@ -10,8 +10,12 @@ from dataclasses import dataclass
 from math import inf
 
 import numpy as np
+from pydantic import Field
+from pydantic.dataclasses import dataclass as settings
 
+from agent.options import SECTION
 from agent.summary.histogram import Floats, Ints
+from detector.domain.settings import FALSE_PAGE_DAYS, MIN_EFFECT, FalsePageDays, MinEffect
 from detector.statistics.bins import bin_count
 from detector.statistics.dead import DORMANT_FALL, clopper_pearson_lower, requests_needed
 from detector.statistics.drift import PARTS
@@ -28,39 +32,30 @@ UNLIMITED = 1e8
 """Requests of a reference that hides nothing."""
 
 
-@dataclass(frozen=True, slots=True)
+@settings(frozen=True, slots=True, config=SECTION)
 class Question:
-    """What the user states."""
+    """What the user states. Raises ValueError, naming what is out of range."""
 
-    requests_per_second: float
-    """After sampling, all agents together."""
-    effect: float = 0.3
+    requests_per_second: float = Field(gt=0)
+    """Requests that will be replayed, after sampling, all agents together."""
+    effect: float = Field(default=0.3, gt=0, le=2)
     """Cohen's omega of the smallest shift that must be found, in a single channel."""
-    false_page_days: float = 90.0
-    layers: int = 20
-    channels: int = 256
-    """Of the layer with the shift."""
-    min_effect: float = 0.1
-    reference_requests: int = 1000
-    design_effect: float = 1.5
-    active_rate: float = 0.2
+    false_page_days: FalsePageDays = FALSE_PAGE_DAYS
+    layers: int = Field(default=20, ge=1)
+    """Layers observed."""
+    channels: int = Field(default=256, ge=1)
+    """Channels of the layer with the shift."""
+    min_effect: MinEffect = MIN_EFFECT
+    reference_requests: int = Field(default=1000, ge=1)
+    """Requests in the reference."""
+    design_effect: float = Field(default=1.5, ge=1)
+    """How much less requests say than independent ones would; 1 if they are."""
+    active_rate: float = Field(default=0.2, gt=0, lt=1)
     """Of a channel whose death must be found."""
 
     def __post_init__(self) -> None:
-        good = {
-            "requests_per_second": self.requests_per_second > 0,
-            "effect": 0 < self.effect <= 2,
-            "false_page_days": self.false_page_days > 0,
-            "layers": self.layers >= 1,
-            "channels": self.channels >= 1,
-            "min_effect": 0 <= self.min_effect < self.effect,
-            "reference_requests": self.reference_requests >= 1,
-            "design_effect": self.design_effect >= 1,
-            "active_rate": 0 < self.active_rate < 1,
-        }
-        wrong = [f"{name} = {getattr(self, name)}" for name, fine in good.items() if not fine]
-        if wrong:
-            raise ValueError(f"out of range (min_effect must be below effect): {', '.join(wrong)}")
+        if self.min_effect >= self.effect:
+            raise ValueError(f"min_effect must be below effect: {self.min_effect:g} is not below {self.effect:g}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,10 +8,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Annotated, Literal
 
 import click
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 
 from agent.logging import configure
+from agent.options import SECTION, Option, options
+from detector.domain.settings import Target, Time
 from detector.domain.slots import WEEKDAY_DATES, counted
 from detector.domain.types import ModelVersion, Reference
 from detector.ingestion import offline
@@ -19,30 +24,50 @@ from detector.references import choice as reference_choice
 from detector.references.size import Need
 from detector.store import Store, StoreError
 
-_database = click.option(
-    "--database-url",
-    envvar="RELUSCOPE_DATABASE_URL",
-    required=True,
-    help="postgresql+psycopg://user:password@host:port/database",
-)
-_model = click.option("--model", required=True, help="Model name.")
-_version = click.option("--version", default=None, help="Model version; the newest if left out.")
+WeekdayDates = Annotated[
+    int,
+    Field(
+        ge=WEEKDAY_DATES,
+        description="Dates that an hour of a weekday needs for a reference of its own; "
+        "more than there are leave weekdays out.",
+    ),
+]
 
 
-_effect = click.option(
-    "--effect",
-    default=0.3,
-    show_default=True,
-    help="Smallest shift, Cohen's omega, that it must let show.",
-)
-_tolerated = click.option("--min-effect", default=0.1, show_default=True, help="The detector's --min-effect.")
-_weekday_dates = click.option(
-    "--weekday-dates",
-    default=WEEKDAY_DATES,
-    show_default=True,
-    type=click.IntRange(min=WEEKDAY_DATES),
-    help="Dates that an hour of a weekday needs for a reference of its own; more than there are leave weekdays out.",
-)
+@dataclass(frozen=True, kw_only=True, config=SECTION)
+class SpanSettings:
+    """Every option of `reluscope reference set`."""
+
+    target: Target
+    start: Annotated[Time, Option("from", metavar="TIME")]
+    """Start of the span, ISO 8601; UTC where no zone is given."""
+    end: Annotated[Time, Option("to", metavar="TIME")]
+    """End of the span."""
+    need: Need
+    weekday_dates: WeekdayDates = WEEKDAY_DATES
+
+
+@dataclass(frozen=True, kw_only=True, config=SECTION)
+class OfflineSettings:
+    """Every option of `reluscope reference offline`."""
+
+    target: Target
+    need: Need
+
+
+@dataclass(frozen=True, kw_only=True, config=SECTION)
+class AutoSettings:
+    """Every option of `reluscope reference auto`."""
+
+    target: Target
+    requests: int = Field(default=1000, ge=1)
+    """Requests to take."""
+    windows: int = Field(default=10, ge=1)
+    """Windows to take at least."""
+    source: Literal["first-requests", "previous-version"] = "first-requests"
+    """This version's first requests, or the reference of the version before it."""
+    need: Need
+    weekday_dates: WeekdayDates = WEEKDAY_DATES
 
 
 @click.group("reference", context_settings={"auto_envvar_prefix": "RELUSCOPE_REFERENCE"})
@@ -52,90 +77,44 @@ def command() -> None:
 
 
 @command.command("set")
-@_database
-@_model
-@_version
-@click.option("--from", "start", required=True, help="Start of the span, ISO 8601; UTC where no zone is given.")
-@click.option("--to", "end", required=True, help="End of the span.")
-@_effect
-@_tolerated
-@_weekday_dates
-def set_(
-    database_url: str,
-    model: str,
-    version: str | None,
-    start: str,
-    end: str,
-    effect: float,
-    min_effect: float,
-    weekday_dates: int,
-) -> None:
+@options(SpanSettings)
+def set_(settings: SpanSettings) -> None:
     """Take the windows inside a span of time as the reference."""
-    need = _need(effect, min_effect)
-    with _session(database_url, model, version) as (store, found):
-        made = reference_choice.from_windows(store, found, _time(start), _time(end), need, weekday_dates)
-        _print([made], found)
+    s = settings
+    with _session(s.target) as (store, found):
+        _print([reference_choice.from_windows(store, found, s.start, s.end, s.need, s.weekday_dates)], found)
 
 
 @command.command("offline")
-@_database
-@_model
-@_version
+@options(OfflineSettings)
 @click.argument("file", type=click.Path(path_type=Path))
-@_effect
-@_tolerated
-def offline_(database_url: str, model: str, version: str | None, file: Path, effect: float, min_effect: float) -> None:
+def offline_(settings: OfflineSettings, file: Path) -> None:
     """Take a calibration run as the reference: FILE holds window messages, each after its length as a varint."""
-    need = _need(effect, min_effect)
-    with _session(database_url, model, version) as (store, found):
+    with _session(settings.target) as (store, found):
         windows = offline.read(file, found, datetime.now(UTC))
-        _print([reference_choice.from_offline(store, found, windows, need)], found)
+        _print([reference_choice.from_offline(store, found, windows, settings.need)], found)
 
 
 @command.command()
-@_database
-@_model
-@_version
-@click.option("--requests", default=1000, show_default=True, type=click.IntRange(min=1), help="Requests to take.")
-@click.option("--windows", default=10, show_default=True, type=click.IntRange(min=1), help="Windows to take at least.")
-@click.option(
-    "--source",
-    type=click.Choice(["first-requests", "previous-version"]),
-    default="first-requests",
-    show_default=True,
-    help="This version's first requests, or the reference of the version before it.",
-)
-@_effect
-@_tolerated
-@_weekday_dates
-def auto(
-    database_url: str,
-    model: str,
-    version: str | None,
-    requests: int,
-    windows: int,
-    source: str,
-    effect: float,
-    min_effect: float,
-    weekday_dates: int,
-) -> None:
+@options(AutoSettings)
+def auto(settings: AutoSettings) -> None:
     """Make the reference anew from the first requests, or take over the previous version's."""
-    need, now = _need(effect, min_effect), datetime.now(UTC)
-    with _session(database_url, model, version) as (store, found):
-        if source == "previous-version":
-            made = reference_choice.from_previous(store, found, requests, now, windows)
+    s, now = settings, datetime.now(UTC)
+    with _session(s.target) as (store, found):
+        if s.source == "previous-version":
+            made = reference_choice.from_previous(store, found, s.requests, now, s.windows)
         else:
-            made = reference_choice.from_first_requests(store, found, requests, now, need, weekday_dates, windows)
+            made = reference_choice.from_first_requests(
+                store, found, s.requests, now, s.need, s.weekday_dates, s.windows
+            )
         _print([made], found)
 
 
 @command.command()
-@_database
-@_model
-@_version
-def show(database_url: str, model: str, version: str | None) -> None:
+@options(Target)
+def show(settings: Target) -> None:
     """List a version's references, the newest, which is in use, first."""
-    with _session(database_url, model, version) as (store, found):
+    with _session(settings) as (store, found):
         known = store.references(found.id)
         if not known:
             raise click.ClickException(f"{found.model}@{found.version} has no reference yet")
@@ -143,35 +122,20 @@ def show(database_url: str, model: str, version: str | None) -> None:
 
 
 @contextmanager
-def _session(database_url: str, model: str, version: str | None) -> Iterator[tuple[Store, ModelVersion]]:
+def _session(target: Target) -> Iterator[tuple[Store, ModelVersion]]:
     """The store and the version asked for; what goes wrong becomes one clear line and exit code 1."""
     try:
-        store = Store(database_url)
+        store = Store(target.database.url)
         try:
-            found = store.model_version(model, version)
+            found = store.model_version(target.model, target.version)
             if found is None:
-                name = model if version is None else f"{model}@{version}"
+                name = target.model if target.version is None else f"{target.model}@{target.version}"
                 raise click.ClickException(f"{name} is unknown: no agent has reported it")
             yield store, found
         finally:
             store.close()
     except (StoreError, reference_choice.NoReference, offline.OfflineError) as error:
         raise click.ClickException(str(error)) from error
-
-
-def _need(effect: float, min_effect: float) -> Need:
-    try:
-        return Need(effect, min_effect)
-    except ValueError as error:
-        raise click.BadParameter(str(error)) from error
-
-
-def _time(text: str) -> datetime:
-    try:
-        parsed = datetime.fromisoformat(text)
-    except ValueError as error:
-        raise click.BadParameter(f"{text!r} is no ISO 8601 time, such as 2026-01-31T12:00:00Z") from error
-    return parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)
 
 
 _COLUMNS = ("id", "in use", "origin", "from version", "start", "end", "requests", "slots", "made at")

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 
+from agent.options import SECTION
+from detector.domain.settings import MIN_EFFECT, MinEffect
 from detector.statistics.design_effect import DesignEffect, worst
 from detector.statistics.reference_error import REFERENCE_RISK
 from detector.statistics.values import tolerance
@@ -15,16 +18,16 @@ LEAST_WINDOWS = 3
 """Of a reference: with fewer, requests that come in sessions raise false alarms."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, config=SECTION)
 class Need:
-    """What a reference must be good for."""
+    """What a reference must be good for. Raises ValueError where it cannot be."""
 
-    effect: float
-    """Cohen's omega of the smallest shift that must show."""
-    min_effect: float
+    effect: float = Field(default=0.3, gt=0)
+    """Smallest shift, Cohen's omega, that it must let show."""
+    min_effect: MinEffect = MIN_EFFECT
 
     def __post_init__(self) -> None:
-        if not 0 <= self.min_effect < self.effect:
+        if self.min_effect >= self.effect:
             raise ValueError(f"the effect {self.effect} must be above the tolerated one, {self.min_effect}")
 
 

@@ -54,8 +54,8 @@ def channel_activity(
     spans = [(one.source_id, moment(one.comparison.start_ms), moment(one.comparison.end_ms)) for one in of]
     served = baseline = np.zeros(0, np.int64)
     for row in connection.execute(_ACTIVITY, {**_keys(spans), "layer": layer}).mappings():
-        served = plus(served, np.array(row["only_served_active"], np.int64), layer)
-        baseline = plus(baseline, np.array(row["only_baseline_active"], np.int64), layer)
+        served = plus(served, np.array(row["only_served_active"], np.int64))
+        baseline = plus(baseline, np.array(row["only_baseline_active"], np.int64))
     return served, baseline
 
 

@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import Connection, Integer, any_, insert, literal, select
+from sqlalchemy import Connection, Integer, any_, insert, literal, select, update
 from sqlalchemy.dialects.postgresql import ARRAY, TIMESTAMP
 from sqlalchemy.dialects.postgresql import insert as upsert_into
 
 from agent.wire import Comparison, Envelope, Probe, ProbeComparison
-from detector.store.errors import StoreRefused
+from detector.domain.types import RefusedProbe
 from detector.store.merging import moment
 from detector.store.tables import COMPARISON_COUNTS, comparison_sources, comparisons, probe_comparisons, probes
 
@@ -30,16 +30,19 @@ _PROBE_KEY = ("source_id", "probe_id", "window_start", "window_end")
 TIMES: Any = ARRAY(TIMESTAMP(timezone=True))
 
 
-def merge_comparisons(connection: Connection, batch: Sequence[tuple[int, Envelope]]) -> None:
+def merge_comparisons(connection: Connection, batch: Sequence[tuple[int, Envelope]]) -> list[RefusedProbe]:
     """Adds all comparisons of a batch, each with its model version's id.
 
-    Raises StoreRefused where a layer has another width than before.
+    Layers whose counts by channel are of another width than before are left out, and returned.
     """
     told = [(version_id, e.agent_id, e.body) for version_id, e in batch if isinstance(e.body, Comparison)]
     if not told:
-        return
+        return []
     sources = _source_ids(connection, [_source_key(*one) for one in told])
-    layers = _probe_ids(connection, [(version_id, item) for version_id, _, body in told for item in body.probes])
+    items = [(version_id, item) for version_id, _, body in told for item in body.probes]
+    layers, widths = _probe_ids(connection, items)
+    names = {version_id: (envelope.model, envelope.version) for version_id, envelope in batch}
+    refused: list[RefusedProbe] = []
     totals: dict[tuple[int, datetime, datetime], dict[str, int]] = {}
     parts: dict[tuple[int, int, datetime, datetime], dict[str, Any]] = {}
     for version_id, agent_id, body in told:
@@ -49,11 +52,16 @@ def merge_comparisons(connection: Connection, batch: Sequence[tuple[int, Envelop
         for name in COMPARISON_COUNTS:
             total[name] += getattr(body, name)
         for item in body.probes:
+            known, width = widths[version_id, item.probe.name], len(item.only_served_active)
+            if width and known is not None and width != known:
+                refused.append(RefusedProbe(*names[version_id], item.probe.name, width, known))
+                continue
             key = (source_id, layers[version_id, item.probe.name], *span)
-            parts[key] = _added(parts[key], _row(item), item.probe.name) if key in parts else _row(item)
+            parts[key] = _added(parts[key], _row(item)) if key in parts else _row(item)
     _write_totals(connection, totals)
     if parts:
         _write_parts(connection, parts)
+    return refused
 
 
 def _source_key(version_id: int, agent_id: str, body: Comparison) -> SourceKey:
@@ -75,10 +83,15 @@ def _source_ids(connection: Connection, keys: Iterable[SourceKey]) -> dict[Sourc
     }  # fmt: skip
 
 
-def _probe_ids(connection: Connection, items: Sequence[tuple[int, ProbeComparison]]) -> dict[tuple[int, str], int]:
-    """Ids by (model version, layer). Unknown probes are made; how known ones are described is for windows to say."""
+def _probe_ids(
+    connection: Connection, items: Sequence[tuple[int, ProbeComparison]]
+) -> tuple[dict[tuple[int, str], int], dict[tuple[int, str], int | None]]:
+    """Ids and widths by (model version, layer): the stored width, else the first in the batch.
+
+    Unknown probes are made, unknown widths learned; how else known ones are described is for windows to say.
+    """
     if not items:
-        return {}
+        return {}, {}
     table = probes.c
     rows = connection.execute(
         select(table.id, table.model_version_id, table.name, table.channels).where(
@@ -90,15 +103,16 @@ def _probe_ids(connection: Connection, items: Sequence[tuple[int, ProbeCompariso
     for row in rows:
         ids[row.model_version_id, row.name] = row.id
         widths[row.model_version_id, row.name] = row.channels
+    stored = dict(widths)
     fresh: dict[tuple[int, str], Probe] = {}
     for version_id, item in items:
-        key, width = (version_id, item.probe.name), len(item.only_served_active) or None
-        known = widths.get(key)
-        if None not in (known, width) and known != width:
-            raise StoreRefused(f"layer {key[1]} has {width} channels here and {known} elsewhere in the same version")
-        widths[key] = known or width or item.probe.channels
+        key = (version_id, item.probe.name)
+        widths[key] = widths.get(key) or len(item.only_served_active) or item.probe.channels
         if key not in ids:
             fresh[key] = item.probe
+    for key, width in widths.items():
+        if key in stored and stored[key] != width:
+            connection.execute(update(probes).where(table.id == ids[key]).values(channels=width))
     if fresh:
         names = ("name", "op", "tensor", "kind", "axis", "position", "exact_zero")
         values = [
@@ -107,7 +121,7 @@ def _probe_ids(connection: Connection, items: Sequence[tuple[int, ProbeCompariso
         ]
         made = connection.execute(insert(probes).returning(table.id, table.model_version_id, table.name), values)
         ids.update({(row.model_version_id, row.name): row.id for row in made})
-    return ids
+    return ids, widths
 
 
 def _row(item: ProbeComparison) -> dict[str, Any]:
@@ -115,21 +129,20 @@ def _row(item: ProbeComparison) -> dict[str, Any]:
     return {column: getattr(item, name) for column, name in names.items()}
 
 
-def _added(a: dict[str, Any], b: dict[str, Any], layer: str) -> dict[str, Any]:
+def _added(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
     return {
         **{name: a[name] + b[name] for name in SUMS},
         "max_abs_error": max(a["max_abs_error"], b["max_abs_error"]),
-        **{name: plus(np.asarray(a[name], np.int64), np.asarray(b[name], np.int64), layer) for name in _ARRAYS},
+        **{name: plus(np.asarray(a[name], np.int64), np.asarray(b[name], np.int64)) for name in _ARRAYS},
     }
 
 
-def plus(a: NDArray[np.int64], b: NDArray[np.int64], layer: str) -> NDArray[np.int64]:
-    """Counts by channel added up; a probe without channels adds nothing. Raises StoreRefused where widths differ."""
+def plus(a: NDArray[np.int64], b: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Counts by channel added up; a probe without channels adds nothing, nor does one of another width than the first,
+    as releases stored them that did not keep to a width."""
     if not len(a) or not len(b):
         return a if len(a) else b
-    if len(a) != len(b):
-        raise StoreRefused(f"layer {layer} has {len(a)} channels in one comparison and {len(b)} in another")
-    return a + b
+    return a + b if len(a) == len(b) else a
 
 
 def _write_totals(connection: Connection, totals: dict[tuple[int, datetime, datetime], dict[str, int]]) -> None:
@@ -157,7 +170,7 @@ def _write_parts(connection: Connection, parts: dict[tuple[int, int, datetime, d
     for row in known.mappings():
         key = (row["source_id"], row["probe_id"], row["window_start"], row["window_end"])
         if key in parts:
-            parts[key] = _added(dict(row), parts[key], f"with id {row['probe_id']}")
+            parts[key] = _added(dict(row), parts[key])
     statement = upsert_into(probe_comparisons)
     values = (*SUMS, "max_abs_error", *_ARRAYS)
     statement = statement.on_conflict_do_update(

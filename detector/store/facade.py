@@ -78,7 +78,8 @@ class Store:
     ) -> IngestResult:
         """Applies a micro-batch and moves the offset from ``expected_offset`` (None: not there yet), all or nothing.
 
-        Raises LostOwnership where the offset is another, StoreRefused where a message contradicts what is stored.
+        A layer whose width is not that of its model version is left out, and named in the result. Raises LostOwnership
+        where the offset is another, StoreRefused where Postgres does not take a message.
         """
         with self._database.begin() as connection:
             return ingest.apply(connection, topic, partition, expected_offset, next_offset, envelopes)

@@ -13,7 +13,7 @@ from sqlalchemy import Connection, select, tuple_, update
 from sqlalchemy.dialects.postgresql import insert
 
 from agent.wire import Deployment, Envelope
-from detector.domain.types import IngestResult
+from detector.domain.types import IngestResult, RefusedProbe
 from detector.store import comparisons, locks, merging
 from detector.store.errors import LostOwnership
 from detector.store.tables import deployments, ingest_keys, ingest_offsets, model_versions
@@ -41,15 +41,16 @@ def apply(
     """See `Store.ingest`."""
     _advance(connection, topic, partition, expected, next_offset)
     fresh = _unseen(connection, envelopes)
+    refused: list[RefusedProbe] = []
     if fresh:
         ids = _version_ids(connection, fresh)
         for version_id in sorted(ids.values()):  # in one order everywhere, so that batches cannot deadlock
             locks.wait(connection, locks.MERGE, version_id)
         _deploy(connection, fresh, ids)
         versioned = [(ids[_version_key(envelope)], envelope) for envelope in fresh]
-        merging.merge_windows(connection, versioned)
-        comparisons.merge_comparisons(connection, versioned)
-    return IngestResult(applied=len(fresh), duplicates=len(envelopes) - len(fresh))
+        refused += merging.merge_windows(connection, versioned)
+        refused += comparisons.merge_comparisons(connection, versioned)
+    return IngestResult(applied=len(fresh), duplicates=len(envelopes) - len(fresh), refused=tuple(refused))
 
 
 def _advance(connection: Connection, topic: str, partition: int, expected: int | None, next_offset: int) -> None:

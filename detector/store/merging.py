@@ -11,8 +11,8 @@ from sqlalchemy.dialects.postgresql import ARRAY, TIMESTAMP, insert
 
 from agent.summary import Summary, merge
 from agent.wire import Comparison, Envelope, Probe, Window
+from detector.domain.types import RefusedProbe
 from detector.statistics.fleet import of_summary
-from detector.store.errors import StoreRefused
 from detector.store.rows import SUMMARY_COLUMNS, summary_from_row, summary_to_row
 from detector.store.tables import agent_windows, probes, windows
 
@@ -23,9 +23,10 @@ WindowKey = tuple[int, datetime, datetime]
 _DESCRIPTION = ("op", "tensor", "kind", "axis", "position", "exact_zero")
 
 
-def merge_windows(connection: Connection, batch: Sequence[Versioned]) -> None:
-    """Adds all windows of a batch; raises StoreRefused where a layer has another width than before."""
-    probe_ids = _probe_ids(connection, batch)
+def merge_windows(connection: Connection, batch: Sequence[Versioned]) -> list[RefusedProbe]:
+    """Adds all windows of a batch, but for layers of another width than before, which are returned."""
+    probe_ids, widths = _probe_ids(connection, batch)
+    refused: list[RefusedProbe] = []
     merged: dict[WindowKey, Summary] = {}
     versions: dict[int, int] = {}
     agents: list[dict[str, Any]] = []
@@ -34,6 +35,11 @@ def merge_windows(connection: Connection, batch: Sequence[Versioned]) -> None:
             continue
         start, end = moment(envelope.body.start_ms), moment(envelope.body.end_ms)
         for item in envelope.body.probes:
+            known = widths[version_id, item.probe.name]
+            if item.summary.channels != known:
+                layer, width = item.probe.name, item.summary.channels
+                refused.append(RefusedProbe(envelope.model, envelope.version, layer, width, known))
+                continue
             probe_id = probe_ids[version_id, item.probe.name]
             versions[probe_id] = version_id
             key = (probe_id, start, end)
@@ -42,10 +48,16 @@ def merge_windows(connection: Connection, batch: Sequence[Versioned]) -> None:
     if merged:
         _write(connection, merged, versions)
         _write_agents(connection, agents)
+    return refused
 
 
-def _probe_ids(connection: Connection, batch: Sequence[Versioned]) -> dict[tuple[int, str], int]:
-    """Ids by (model version, layer); makes unknown probes, keeps descriptions and widths up to date."""
+def _probe_ids(
+    connection: Connection, batch: Sequence[Versioned]
+) -> tuple[dict[tuple[int, str], int], dict[tuple[int, str], int]]:
+    """Ids and widths by (model version, layer); makes unknown probes, keeps descriptions and widths up to date.
+
+    A layer's width is the stored one, else the first in the batch.
+    """
     told: dict[tuple[int, str], Probe] = {}
     widths: dict[tuple[int, str], int] = {}
     for version_id, envelope in batch:
@@ -55,21 +67,18 @@ def _probe_ids(connection: Connection, batch: Sequence[Versioned]) -> dict[tuple
         for probe in (item.probe for item in body.probes) if isinstance(body, Window) else body.probes:
             told[version_id, probe.name] = probe
         for item in body.probes if isinstance(body, Window) else ():
-            key = (version_id, item.probe.name)
-            if widths.setdefault(key, item.summary.channels) != item.summary.channels:
-                raise StoreRefused(_width(item.probe.name, item.summary.channels, widths[key]))
+            widths.setdefault((version_id, item.probe.name), item.summary.channels)
     if not told:
-        return {}
+        return {}, {}
     rows = connection.execute(select(probes).where(probes.c.model_version_id.in_({key[0] for key in told})))
     ids: dict[tuple[int, str], int] = {}
     for row in rows.mappings():
         key = (row["model_version_id"], row["name"])
         ids[key] = row["id"]
         if key in told:
-            width = widths.get(key)
-            if width is not None and row["channels"] not in (None, width):
-                raise StoreRefused(_width(key[1], width, row["channels"]))
-            new = _columns(told[key], row["channels"] or width or told[key].channels)
+            if row["channels"] is not None:
+                widths[key] = row["channels"]
+            new = _columns(told[key], widths.get(key, told[key].channels))
             if any(row[name] != value for name, value in new.items()):
                 connection.execute(update(probes).where(probes.c.id == row["id"]).values(**new))
     fresh = [
@@ -82,15 +91,11 @@ def _probe_ids(connection: Connection, batch: Sequence[Versioned]) -> dict[tuple
             insert(probes).returning(probes.c.id, probes.c.model_version_id, probes.c.name), fresh
         )
         ids.update({(row.model_version_id, row.name): row.id for row in made})
-    return ids
+    return ids, widths
 
 
 def _columns(probe: Probe, channels: int | None) -> dict[str, Any]:
     return {"channels": channels, **{name: getattr(probe, name) for name in _DESCRIPTION}}
-
-
-def _width(layer: str, channels: int, before: int) -> str:
-    return f"layer {layer} has {channels} channels here and {before} elsewhere in the same model version"
 
 
 def moment(unix_ms: int) -> datetime:

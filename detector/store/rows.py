@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from sqlalchemy import RowMapping
 
-from agent.summary import Summary
+from agent.summary import Summary, usable
 from agent.wire import WireError, decode_histograms, encode_histograms
 from detector.store.errors import StoreError
 
@@ -40,7 +40,7 @@ def summary_from_row(row: RowMapping) -> Summary:
         raise StoreError(f"a stored sketch is damaged: {error}") from error
     arrays: dict[str, Any] = {name: np.array(row[name], np.int64) for name in COUNTS}
     arrays |= {name: np.array(row[name], np.float64) for name in VALUES}
-    return Summary(n=row["n"], mean_histogram=mean_histogram, max_histogram=max_histogram, **arrays)
+    return usable(Summary(n=row["n"], mean_histogram=mean_histogram, max_histogram=max_histogram, **arrays))
 
 
 def to_json(value: Any) -> Any:

@@ -96,12 +96,12 @@ def test_refuses_to_start_where_a_runbook_changed_without_a_version(
 
 def test_what_can_never_work_is_an_error_at_once(tmp_path: Path) -> None:
     log = tmp_path / "detector.log"
-    for options, message in (
-        (("--database-url", "mysql://me:hush@db/x"), "expected postgresql+psycopg://"),
-        (("--database-url", "postgresql+psycopg://db/x", "--fdr", "2"), "out of range: fdr = 2.0"),
-        (("--database-url", "postgresql+psycopg://db/x", "--host", "192.0.2.1"), "cannot listen on 192.0.2.1:"),
+    for options, code, message in (
+        (("--database-url", "mysql://me:hush@db/x"), 1, "expected postgresql+psycopg://"),
+        (("--database-url", "postgresql+psycopg://me:hush@db/x", "--fdr", "2"), 2, "'--fdr': 2.0 is not in the range"),
+        (("--database-url", "postgresql+psycopg://db/x", "--host", "192.0.2.1"), 1, "cannot listen on 192.0.2.1:"),
     ):
         with detector(log, "--bootstrap-servers", "127.0.0.1:9", *options) as (process, _):
-            assert process.wait(20) == 1
+            assert process.wait(20) == code
         assert message in log.read_text()
         assert "hush" not in log.read_text()

@@ -19,7 +19,7 @@ from detector.ingestion.ingest import IngestHandler
 from detector.ingestion.transport import Consumer, DeadLetters
 from detector.metrics import DetectorMetrics
 from detector.store import Store
-from tests.detector.builders import MINUTE, START, summary, window
+from tests.detector.builders import MINUTE, START, window
 
 pytestmark = pytest.mark.transport
 N = 20
@@ -195,8 +195,9 @@ def test_dead_letters_are_listed_and_replayed(
         assert result.exit_code == 0, result.output
         return result.output
 
-    wide = window(2, content=summary(channels=7))
-    produce(window(1), b"junk", wide)
+    with store._database.begin() as connection:
+        connection.exec_driver_sql("ALTER TABLE probes ADD CONSTRAINT barred CHECK (name <> 'barred')")
+    produce(window(1), b"junk", window(2, layers=("barred", "fc1")))
     with detector(broker, topic, database_url) as running:
         eventually(lambda: store.next_offsets(topic) == {0: 3})
         listed = run("list").splitlines()
@@ -206,13 +207,12 @@ def test_dead_letters_are_listed_and_replayed(
         assert "would send 1 letters" in run("replay", "--dry-run")
         # The operator mends what stood in the way.
         with store._database.begin() as connection:
-            connection.exec_driver_sql("DELETE FROM windows")
-            connection.exec_driver_sql("UPDATE probes SET channels = NULL")
+            connection.exec_driver_sql("ALTER TABLE probes DROP CONSTRAINT barred")
         assert "1 are still unusable" in run("replay")
         eventually(lambda: running.count("reluscope_ingested_messages_total") == 2)
     found = store.model_version("digits", "1")
     assert found is not None
-    assert [p.channels for p in store.probes(found.id)] == [7, 7]
+    assert {p.name for p in store.probes(found.id)} == {"conv1", "fc1", "barred"}
 
 
 def test_an_unreachable_broker_is_waited_for(database_url: str, topic: str, broker: Broker) -> None:

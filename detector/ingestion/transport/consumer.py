@@ -12,6 +12,7 @@ import structlog
 from kafka import ConsumerRebalanceListener, KafkaConsumer, OffsetAndMetadata, TopicPartition
 from kafka.errors import KafkaError
 
+from agent.supervise import Backoff, repeat
 from detector.ingestion.ingest import Record, RetryLater
 from detector.ingestion.transport.letters import CONNECT_MS, ApiVersion, reach
 from detector.metrics import DetectorMetrics
@@ -65,7 +66,9 @@ class Consumer:
         jitter: Callable[[], float] = random.random,
     ) -> None:
         """Nothing is connected before `run`. ``options`` are further settings of the client, such as TLS."""
-        self._topic, self._metrics, self._jitter = topic, metrics, jitter
+        self._topic, self._metrics = topic, metrics
+        self._broker, self._later = (Backoff(FIRST_DELAY, LAST_DELAY, jitter) for _ in range(2))
+        self._reached = True
         self._bootstrap = bootstrap
         self._settings: dict[str, Any] = {
             "bootstrap_servers": bootstrap.split(","),
@@ -87,20 +90,21 @@ class Consumer:
 
     def run(self, handler: Handler, stop: threading.Event) -> None:
         """Feeds ``handler`` until ``stop`` is set; outlives an unreachable broker. Raises what the handler raises."""
-        failures = 0
-        while not stop.is_set():
-            try:
-                with self._connected() as (consumer, rebalances):
-                    if failures:
-                        log.info("ingest.broker_reached")
-                    failures = 0
-                    self._consume(consumer, rebalances, handler, stop)
-            except KafkaError as error:
-                self._metrics.ingest_errors.labels("broker").inc()
-                if not failures:  # said once, not at every attempt
-                    log.warning("ingest.broker_unreachable", error=str(error))
-                stop.wait(self._delay(failures))
-                failures += 1
+        repeat(lambda: self._session(handler, stop), stop, self._broker, self._lost, on=KafkaError)
+
+    def _session(self, handler: Handler, stop: threading.Event) -> None:
+        with self._connected() as (consumer, rebalances):
+            if not self._reached:
+                log.info("ingest.broker_reached")
+            self._reached = True
+            self._broker.reset()
+            self._consume(consumer, rebalances, handler, stop)
+
+    def _lost(self, error: Exception, _seconds: float) -> None:
+        self._metrics.ingest_errors.labels("broker").inc()
+        if self._reached:  # said once, not at every attempt
+            log.warning("ingest.broker_unreachable", error=str(error))
+        self._reached = False
 
     @contextmanager
     def _connected(self) -> Iterator[tuple[Any, _Rebalances]]:
@@ -117,7 +121,7 @@ class Consumer:
             consumer.close(autocommit=False, timeout_ms=CONNECT_MS)
 
     def _consume(self, consumer: Any, rebalances: _Rebalances, handler: Handler, stop: threading.Event) -> None:
-        positioned, failures = False, 0
+        positioned = False
         while not stop.is_set():
             polled = consumer.poll(timeout_ms=POLL_MS, max_records=MAX_RECORDS)
             if rebalances.changed.is_set():
@@ -129,14 +133,14 @@ class Consumer:
                     positioned = self._position(consumer, handler)
                     continue
                 self._handle(consumer, handler, polled)
-                failures = 0
+                self._later.reset()
             except RetryLater as error:
                 positioned = False
                 self._metrics.ingest_errors.labels(error.reason).inc()
-                log.warning("ingest.retry", reason=error.reason, error=str(error), failures=failures + 1)
+                seconds = self._later.seconds()
+                log.warning("ingest.retry", reason=error.reason, error=str(error), retry_seconds=round(seconds, 1))
                 consumer.pause(*consumer.assignment())
-                stop.wait(self._delay(failures))
-                failures += 1
+                stop.wait(seconds)
 
     def _position(self, consumer: Any, handler: Handler) -> bool:
         """Moves every assigned partition to its offset in Postgres; False where a rebalance came in between."""
@@ -161,9 +165,6 @@ class Consumer:
             records = [Record(m.offset, m.key, m.value, tuple(m.headers or ())) for m in messages]
             handler.handle(partition.partition, records)
             consumer.commit_async({partition: OffsetAndMetadata(records[-1].offset + 1, "", -1)}, callback=_committed)
-
-    def _delay(self, failures: int) -> float:
-        return float(min(FIRST_DELAY * 2.0 ** min(failures, 10), LAST_DELAY) * (0.5 + self._jitter() / 2))
 
 
 def _committed(offsets: object, response: object) -> None:

@@ -21,20 +21,27 @@ KEPT_BYTES = 65_536
 """Of a letter that is too large for the dead-letter topic."""
 
 
+class Unreachable(KafkaConnectionError):  # type: ignore[misc]
+    """No broker accepts a connection."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])  # without the class name that the client's errors begin with
+
+
 def reach(bootstrap: str) -> None:
-    """Raises KafkaConnectionError where no broker accepts a connection.
+    """Raises Unreachable unless one of the brokers (host:port, by commas) accepts a connection.
 
     The client would try for ever, deaf to its own time limits, where the API version is given.
     """
     said = []
-    for server in bootstrap.split(","):
-        host, _, port = server.strip().rpartition(":")
+    for server in filter(None, map(str.strip, bootstrap.split(","))):
+        host, _, port = server.rpartition(":")
         try:
             socket.create_connection((host.strip("[]"), int(port)), CONNECT_MS / 1000).close()
             return
         except (OSError, ValueError, OverflowError) as error:
             said.append(f"{server}: {error}")
-    raise KafkaConnectionError(f"no broker answers ({'; '.join(said)})")
+    raise Unreachable(f"no Kafka broker answers ({'; '.join(said) or 'none is named'})")
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from agent.intake.http import build_app
 from agent.intake.oip import Limits
 from agent.intake.queue import ByteQueue, Captured
 from agent.metrics import AgentMetrics
+from agent.rates.pairs import Pairs
 from agent.rates.sampling import Sampler
 from tests.agent.intake.test_http import FakeCatalog
 
@@ -42,6 +43,7 @@ class App:
     client: Client
     queue: ByteQueue[Captured]
     metrics: AgentMetrics
+    sampler: Sampler
     responses: list[Captured] = field(default_factory=list)
 
     def count(self, name: str, **labels: str) -> float:
@@ -52,22 +54,26 @@ class App:
 def app() -> App:
     queue: ByteQueue[Captured] = ByteQueue(1 << 20, 100)
     metrics, responses = AgentMetrics(), list[Captured]()
+    now = [0.0]
+    sampler = Sampler(1.0, Pairs(30, 100, clock=lambda: now[0]), lambda: 0.25)
+    sampler.response("digits", "the first of all")
+    now[0] += 30
     built = build_app(
         FakeCatalog(),
         queue,
-        Sampler(1.0),
+        sampler,
         metrics,
         Limits(max_body_bytes=1000),
         clock=lambda: 12.5,
         on_response=responses.append,
     )
-    return App(Client(built), queue, metrics, responses)
+    return App(Client(built), queue, metrics, sampler, responses)
 
 
 def test_a_response_is_handed_on_as_it_came(app: App) -> None:
     got = app.client.post("/v2/models/digits/response", content=BODY)
     assert (got.status_code, got.json()) == (200, {"model_name": "digits", "model_version": "2"})
-    assert app.responses == [Captured("digits", "2", BODY, None, None, "json-id", 12_500)]
+    assert app.responses == [Captured("digits", "2", BODY, None, None, 1, 12_500, 0.25)]
     assert app.count("responses_total", model="digits") == 1
     assert app.queue.depth() == (0, 0), "it is no request"
 
@@ -75,7 +81,9 @@ def test_a_response_is_handed_on_as_it_came(app: App) -> None:
 def test_the_header_names_the_request_before_the_body(app: App) -> None:
     headers = {"X-Request-Id": "header-id", "Inference-Header-Content-Length": "9", "Content-Encoding": "gzip"}
     app.client.post("/v2/models/digits/versions/1/response", content=b"packed", headers=headers)
-    assert app.responses == [Captured("digits", "1", b"packed", 9, "gzip", "header-id", 12_500)]
+    app.client.post("/v2/models/digits/infer", content=b"{}", headers={"X-Request-Id": "header-id"})
+    assert [item.pair for item in app.queue.take(10, 0)] == [1]
+    assert app.responses == [Captured("digits", "1", b"packed", 9, "gzip", 1, 12_500, 0.25)]
 
 
 def test_a_response_without_an_id_is_refused(app: App) -> None:
@@ -109,8 +117,8 @@ def test_both_events_of_a_pair_carry_the_same_id(app: App) -> None:
     assert app.client.post("/", content=b'{"inputs": []}', headers=event(REQUEST)).status_code == 200
     assert app.client.post("/", content=BODY, headers=event(RESPONSE)).status_code == 200
     (request,) = app.queue.take(10, 1)
-    assert (request.model, request.request_id, request.body) == ("digits", "event-id", b'{"inputs": []}')
-    assert [item.request_id for item in app.responses] == ["event-id"]
+    assert (request.model, request.pair, request.body) == ("digits", 1, b'{"inputs": []}')
+    assert [item.pair for item in app.responses] == [1]
 
 
 def test_other_events_are_refused(app: App) -> None:
@@ -120,3 +128,10 @@ def test_other_events_are_refused(app: App) -> None:
     assert app.client.post("/", content=BODY).status_code == 400
     assert app.client.post("/", content=BODY, headers=event(RESPONSE, "none")).status_code == 404
     assert app.count("rejected_total", model="", reason="unknown_model") == 1
+
+
+def test_a_response_to_a_request_outside_the_sample_is_not_handed_on(app: App) -> None:
+    app.sampler.rate = 0.2
+    assert app.client.post("/v2/models/digits/response", content=BODY).status_code == 200
+    assert app.responses == []
+    assert app.count("responses_total", model="digits") == 1

@@ -391,3 +391,15 @@ def test_the_former_version_is_the_baseline_if_asked_for(tmp_path: Path) -> None
     found = reference_of(served.entry, True)
     assert found is not None
     assert found.label == "reference.onnx"
+
+
+@pytest.mark.parametrize(("shape", "moved"), [((3, 7), 0), ((3, 7), 1), ((1, 7), 1), ((7, 1), 0)])
+def test_a_score_for_each_token_has_no_channels_however_long_the_sequence(shape: tuple[int, int], moved: int) -> None:
+    """Else its positions would be channels, and their number would change with every request."""
+    probe = wire.Probe("scores", "Output", "t", 1, 0, "output", 3, False)
+    requests = 1 if 1 in shape else shape[0]
+    values = {"t": np.ones(shape, np.float32)}
+    batch = Batch(requests, values, values, None, {"t": moved} if moved else {})
+    (item,) = compare_batch(comparison(probes=()), [Pair(probe, "t")], [], batch, None).comparison.probes
+    assert (item.probe.channels, item.probe.axis, len(item.only_served_active)) == (None, 0, 0)
+    assert (item.n, item.elements) == (requests, shape[0] * shape[1])

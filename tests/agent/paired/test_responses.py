@@ -36,31 +36,24 @@ class Table:
 
 def test_either_order_joins() -> None:
     table = Table()
-    assert table.joiner.request("m", "1", "request 1", 40) is None
-    assert table.joiner.response("m", "2", "response 2", 40) is None
+    assert table.joiner.request(1, "request 1", 40) is None
+    assert table.joiner.response(2, "response 2", 40) is None
     assert table.joiner.depth() == (2, 80)
-    assert table.joiner.response("m", "1", "response 1", 99) == ("request 1", "response 1")
-    assert table.joiner.request("m", "2", "request 2", 99) == ("request 2", "response 2")
+    assert table.joiner.response(1, "response 1", 99) == ("request 1", "response 1")
+    assert table.joiner.request(2, "request 2", 99) == ("request 2", "response 2")
     assert table.joiner.depth() == (0, 0)
     assert table.dropped == []
 
 
-def test_models_are_kept_apart() -> None:
-    table = Table()
-    table.joiner.request("m", "1", "request", 1)
-    assert table.joiner.response("other", "1", "response", 1) is None
-    assert table.joiner.depth() == (2, 2)
-
-
 def test_what_waits_too_long_is_dropped_with_its_reason() -> None:
     table = Table()
-    table.joiner.request("m", "1", "request", 10)
+    table.joiner.request(1, "request", 10)
     table.clock.now += 5
-    table.joiner.response("m", "2", "response", 10)
+    table.joiner.response(2, "response", 10)
     table.clock.now += 5
     table.joiner.expire()
     assert table.dropped == ["response_missing"]
-    assert table.joiner.response("m", "1", "late", 10) is None
+    assert table.joiner.response(1, "late", 10) is None
     table.clock.now += 20
     table.joiner.expire()
     assert table.dropped == ["response_missing", "request_missing", "request_missing"]
@@ -69,27 +62,27 @@ def test_what_waits_too_long_is_dropped_with_its_reason() -> None:
 
 def test_bytes_are_bounded_and_the_new_is_dropped() -> None:
     table = Table(max_bytes=100)
-    table.joiner.request("m", "1", "request", 60)
-    table.joiner.request("m", "2", "request", 60)
+    table.joiner.request(1, "request", 60)
+    table.joiner.request(2, "request", 60)
     assert table.dropped == ["join_full"]
     assert table.joiner.depth() == (1, 60)
-    assert table.joiner.response("m", "1", "response", 1000) is not None, "a pair needs no room in the table"
+    assert table.joiner.response(1, "response", 1000) is not None, "a pair needs no room in the table"
 
 
 def test_items_are_bounded() -> None:
     table = Table(max_bytes=1 << 30)
     for number in range(5000):
-        table.joiner.request("m", str(number), "request", 0)
+        table.joiner.request(number, "request", 0)
     assert table.joiner.depth()[0] == 4096
     assert table.dropped == ["join_full"] * (5000 - 4096)
 
 
 def test_a_second_one_of_the_same_id_is_dropped() -> None:
     table = Table()
-    table.joiner.response("m", "1", "first", 10)
-    table.joiner.response("m", "1", "second", 10)
+    table.joiner.response(1, "first", 10)
+    table.joiner.response(1, "second", 10)
     assert table.dropped == ["join_duplicate"]
-    assert table.joiner.request("m", "1", "request", 10) == ("request", "first")
+    assert table.joiner.request(1, "request", 10) == ("request", "first")
 
 
 def response(**changes: object) -> bytes:

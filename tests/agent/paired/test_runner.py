@@ -36,9 +36,9 @@ class Agent:
     """The paired loop with a served model; `after` runs it until it has nothing to do."""
 
     def __init__(self, tmp_path: Path, model: onnx.ModelProto, provider: str = "CPUExecutionProvider", **changed: Any):
-        outputs = changed.pop("outputs", [LOGITS])
+        outputs, batch = changed.pop("outputs", [LOGITS]), changed.pop("batch_size", None)
         path = tmp_path / "repo" / "digits" / "2" / "model.onnx"
-        self.served = serve(path, model, provider=provider, outputs=outputs)
+        self.served = serve(path, model, provider=provider, batch_size=batch, outputs=outputs)
         self.metrics = AgentMetrics()
         self.outbox = Outbox(tmp_path / "outbox.db", 1 << 24)
         self.now = 100.0
@@ -53,12 +53,14 @@ class Agent:
     def refresh(self) -> None:
         self.paired.refresh({"digits": self.served})
 
-    def offer(self, request_id: str | None = None, rows: int = 1, seed: int = 0, arrived_ms: int = 65_000) -> None:
-        item = Captured("digits", "2", b"%d" % seed, None, None, request_id, arrived_ms)
+    def offer(
+        self, pair: int | None = None, rows: int = 1, seed: int = 0, arrived_ms: int = 65_000, draw: float = 0.0
+    ) -> None:
+        item = Captured("digits", "2", b"%d" % seed, None, None, pair, arrived_ms, draw)
         self.paired.intake.offer(self.served, item, {"image": images(rows, seed)})
 
-    def respond(self, request_id: str, body: bytes) -> None:
-        self.paired.intake.offer_response(Captured("digits", "2", body, None, None, request_id, 65_100))
+    def respond(self, pair: int, body: bytes, draw: float = 0.0) -> None:
+        self.paired.intake.offer_response(Captured("digits", "2", body, None, None, pair, 65_100, draw))
 
     def work(self, done: Callable[[], bool]) -> list[wire.Comparison]:
         """Runs the loop until ``done``, stops it, and returns what it sent."""
@@ -104,19 +106,19 @@ def test_requests_are_compared_with_the_reference_and_summed_per_window(tmp_path
     for seed in range(5):
         agent.offer(rows=2, seed=seed)
     agent.offer(seed=9, arrived_ms=125_000)
-    first, second = agent.work(lambda: agent.compared("reference_model") == 11)
-    assert (first.start_ms, first.end_ms, first.n) == (60_000, 120_000, 10)
+    first, second = agent.work(lambda: agent.compared("reference_model") == 6)
+    assert (first.start_ms, first.end_ms, first.n) == (60_000, 120_000, 5)
     assert (second.start_ms, second.end_ms, second.n) == (120_000, 180_000, 1)
     assert (first.kind, first.baseline) == ("reference_model", "reference.onnx")
-    assert first.top1_agree == 10
-    assert by_name(first)["relu1"].n == 10
+    assert (first.top1_n, first.top1_agree) == (5, 5)
+    assert by_name(first)["relu1"].n == 5
     assert wire.cosine(by_name(first)["relu1"]) < 0.95
 
 
 def test_without_a_baseline_nothing_is_queued(tmp_path: Path) -> None:
     agent = Agent(tmp_path, small_cnn())
     agent.refresh()
-    agent.offer("id")
+    agent.offer()
     assert agent.value("paired_queue_bytes") == agent.value("paired_join_bytes") == 0
     assert agent.work(lambda: True) == []
 
@@ -126,7 +128,7 @@ def test_the_cpu_checks_another_provider(tmp_path: Path, monkeypatch: pytest.Mon
     agent = Agent(tmp_path, small_cnn(), provider="CUDAExecutionProvider")
     agent.refresh()
     agent.offer(rows=3)
-    (got,) = agent.work(lambda: agent.compared("cpu_provider") == 3)
+    (got,) = agent.work(lambda: agent.compared("cpu_provider") == 1)
     assert (got.kind, got.baseline, got.provider) == ("cpu_provider", "CPUExecutionProvider", "CUDAExecutionProvider")
     assert got.mismatched == agent.value("paired_mismatched_total", model="digits", version="2", kind="cpu_provider")
 
@@ -144,20 +146,19 @@ def test_a_response_that_the_model_on_disk_would_not_give(tmp_path: Path, respon
     agent.refresh()
     good = answer(small_cnn(), images(2, seed=1))
     bad = answer(bit_flipped(small_cnn(), "fc1_w", 29), images(2, seed=2))
-    agent.respond("earlier", good)  # so that it is known that responses come
     if response_first:
-        agent.respond("a", good)
-        agent.respond("b", bad)
-    agent.offer("a", rows=2, seed=1)
-    agent.offer("b", rows=2, seed=2)
+        agent.respond(1, good)
+        agent.respond(2, bad)
+    agent.offer(1, rows=2, seed=1)
+    agent.offer(2, rows=2, seed=2)
     if not response_first:
-        agent.respond("a", good)
-        agent.respond("b", bad)
-    (got,) = agent.work(lambda: agent.compared("served_response") == 4)
+        agent.respond(1, good)
+        agent.respond(2, bad)
+    (got,) = agent.work(lambda: agent.compared("served_response") == 2)
     assert (got.kind, got.baseline, got.baseline_digest) == ("served_response", "response", "")
-    assert (got.n, got.mismatched) == (4, 2)
+    assert (got.n, got.mismatched) == (2, 1)
     assert [item.probe.name for item in got.probes] == ["fc2_out"]
-    assert agent.value("paired_mismatched_total", model="digits", version="2", kind="served_response") == 2
+    assert agent.value("paired_mismatched_total", model="digits", version="2", kind="served_response") == 1
 
 
 @pytest.mark.parametrize(
@@ -172,8 +173,8 @@ def test_a_response_that_the_model_on_disk_would_not_give(tmp_path: Path, respon
 def test_a_response_that_does_not_fit_is_counted(tmp_path: Path, body: bytes, reason: str) -> None:
     agent = Agent(tmp_path, small_cnn())
     agent.refresh()
-    agent.respond("a", body)
-    agent.offer("a", rows=2)
+    agent.respond(1, body)
+    agent.offer(1, rows=2)
     assert agent.work(lambda: agent.failed("served_response", reason) == 1) == []
 
 
@@ -191,14 +192,41 @@ def test_a_response_with_time_first(tmp_path: Path, rows: int, shape: list[int])
     right = session.run(["relu_out"], inputs)[0]
     assert list(right.shape) == shape
     wrong = right.copy()
-    wrong[:, 0] += 1
-    for name, values in (("a", right), ("b", wrong)):
+    wrong += 1
+    for name, values in ((1, right), (2, wrong)):
         output = {"name": "relu_out", "datatype": "FP32", "shape": shape, "data": values.ravel().tolist()}
         agent.respond(name, orjson.dumps({"model_name": "digits", "outputs": [output]}))
         agent.paired.intake.offer(agent.served, Captured("digits", "2", b"", None, None, name, 65_000), inputs)
-    (got,) = agent.work(lambda: agent.compared("served_response") == 2 * rows)
-    assert (got.n, got.mismatched) == (2 * rows, 1)
-    assert [(item.probe.name, item.n, item.elements) for item in got.probes] == [("relu", 2 * rows, right.size * 2)]
+    (got,) = agent.work(lambda: agent.compared("served_response") == 2)
+    assert (got.n, got.mismatched) == (2, 1)
+    assert [(item.probe.name, item.n, item.elements) for item in got.probes] == [("relu", 2, 2 * right.size // rows)]
+
+
+def four_at_a_time() -> onnx.ModelProto:
+    """`small_cnn` that takes batches of four and no others."""
+    model = small_cnn()
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 4
+    for output in model.graph.output:
+        output.type.tensor_type.shape.dim[0].dim_value = 4
+    return model
+
+
+def test_of_a_fixed_batch_one_row_is_compared(tmp_path: Path) -> None:
+    """Each side runs the batch as it came, and the response's row is that of the request's row."""
+    agent = Agent(tmp_path, four_at_a_time(), batch_size=4, outputs=[TensorSpec("fc2_out", "FP32", (4, 3))])
+    agent.put_reference(four_at_a_time())
+    agent.refresh()
+    for seed in range(6):
+        agent.respond(seed, answer(four_at_a_time(), images(4, seed)))
+        agent.offer(seed, rows=4, seed=seed)
+    found = agent.work(lambda: agent.compared("served_response") == agent.compared("reference_model") == 6)
+    by_kind = {item.kind: item for item in found}
+    assert {kind: (item.n, item.mismatched) for kind, item in by_kind.items()} == {
+        "served_response": (6, 0),
+        "reference_model": (6, 0),
+    }
+    assert by_name(by_kind["reference_model"])["relu1"].elements == 6 * 4 * 64
+    assert by_name(by_kind["served_response"])["fc2_out"].elements == 6 * 3
 
 
 def test_a_response_to_one_request_may_have_any_layout(tmp_path: Path) -> None:
@@ -208,37 +236,36 @@ def test_a_response_to_one_request_may_have_any_layout(tmp_path: Path) -> None:
     model = b.model({"image": ["N", 1, 8, 8]}, {b.node("Relu", [b.gemm(rows, "up", 8, 3)], "fc2"): 2})
     agent = Agent(tmp_path, model)
     agent.refresh()
-    agent.respond("a", answer(model, images(1)))
-    agent.offer("a")
+    agent.respond(1, answer(model, images(1)))
+    agent.offer(1)
     (got,) = agent.work(lambda: agent.compared("served_response") == 1)
     assert [(item.n, item.elements, item.mismatched) for item in got.probes] == [(1, 24, 0)]
 
 
-def test_requests_wait_only_where_responses_are_known_to_come(tmp_path: Path) -> None:
+def test_what_is_not_to_be_paired_does_not_wait(tmp_path: Path) -> None:
     agent = Agent(tmp_path, small_cnn())
     agent.refresh()
-    agent.offer("a")
+    agent.offer(None)
     assert agent.value("paired_join_bytes") == 0
-    agent.respond("z", b"{}")
-    agent.offer("a")
+    agent.respond(7, b"{}")
+    agent.offer(1)
     assert agent.value("paired_join_bytes") > 256
     agent.now += 700
-    agent.offer("b")
     agent.paired.intake.take(0)
-    assert agent.value("paired_join_bytes") == 0, "they stopped coming long ago, and what waited is dropped"
+    assert agent.value("paired_join_bytes") == 0
     assert agent.dropped("response_missing") == agent.dropped("request_missing") == 1
 
 
 def test_both_halves_are_chosen_alike(tmp_path: Path) -> None:
     agent = Agent(tmp_path, small_cnn(), rate=0.3, per_minute=1000)
     agent.refresh()
-    ids = [f"request {number}" for number in range(100)]
-    for request_id in ids:
-        agent.respond(request_id, b"{}")
+    draws = np.random.default_rng(0).random(100).tolist()
+    for pair, draw in enumerate(draws):
+        agent.respond(pair, b"{}", draw)
     waiting = agent.value("paired_join_bytes")
     assert 10 * 514 < waiting < 60 * 514
-    for request_id in ids:
-        agent.offer(request_id)
+    for pair, draw in enumerate(draws):
+        agent.offer(pair, draw=draw)
     assert agent.value("paired_join_bytes") == 0, "every response had its request"
     tasks = 0
     while agent.paired.intake.take(0) is not None:
@@ -311,10 +338,11 @@ def test_the_minute_and_the_queue_are_bounded(tmp_path: Path) -> None:
 
 def test_the_trickle_is_a_share_of_the_sample_and_nested_in_it() -> None:
     half, tenth = Trickle(0.5, 0.4, 60), Trickle(0.5, 0.1, 60)
-    ids = [b"%d" % number for number in range(5000)]
-    assert 0.17 < np.mean([half.keep(item) for item in ids]) < 0.23
-    assert all(half.keep(item) for item in ids if tenth.keep(item))
-    assert not any(Trickle(0.5, 0.0, 60).keep(item) for item in ids)
+    draws = np.random.default_rng(0).random(5000).tolist()
+    assert 0.17 < np.mean([half.keep(draw) for draw in draws]) < 0.23
+    assert all(half.keep(draw) for draw in draws if tenth.keep(draw))
+    assert all(draw < 0.5 for draw in draws if half.keep(draw))
+    assert not any(Trickle(0.5, 0.0, 60).keep(draw) for draw in draws)
 
 
 def test_one_request_larger_than_the_minute_uses_it_up() -> None:
@@ -420,7 +448,7 @@ def test_nothing_that_goes_wrong_reaches_the_other_loops(tmp_path: Path) -> None
     item = Captured("digits", "2", b"", None, None, None, 0)
     agent.paired.intake.offer(agent.served, item, broken)
     assert agent.value("paired_failed_total", model="digits", kind="", reason="internal") == 1
-    agent.paired.intake.offer_response(replace(item, request_id="a", body=broken))
+    agent.paired.intake.offer_response(replace(item, pair=1, body=broken))
     assert agent.failed("served_response", "internal") == 1
 
 
@@ -448,7 +476,7 @@ def test_windows_leave_out_a_probe_whose_channels_change() -> None:
     ((_, merged),) = windows.close(120_000)
     assert merged.n == 8
     assert {name: item.n for name, item in by_name(merged).items()} == {"conv1_relu": 4, "conv2_relu": 4}
-    assert windows.drain() == []
+    assert list(windows.drain()) == []
 
 
 def test_windows_keep_baselines_apart_and_wait_for_their_grace() -> None:
@@ -456,8 +484,8 @@ def test_windows_keep_baselines_apart_and_wait_for_their_grace() -> None:
     windows.add(source, comparison())
     windows.add(source, comparison(kind="cpu_provider", baseline="CPUExecutionProvider"))
     windows.add(source, comparison())
-    assert windows.close(120_999) == []
-    closed = windows.close(121_000)
+    assert list(windows.close(120_999)) == []
+    closed = list(windows.close(121_000))
     assert [(body.kind, body.n) for _, body in closed] == [("cpu_provider", 4), ("reference_model", 8)]
     with pytest.raises(ValueError, match="no span of time"):
         ComparisonWindows(0, 0)

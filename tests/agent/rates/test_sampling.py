@@ -1,46 +1,73 @@
-"""Sampling by hash: deterministic, nested, of the rate asked for."""
+"""Sampling by arrival: of the rate asked for whatever the ids are, and nested."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from random import Random
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import binomtest
 
-from agent.rates.sampling import Sampler, id_at_head, identity
+from agent.rates.sampling import Sampler, id_at_head
 
-
-@given(st.binary(max_size=40), st.floats(0, 1), st.floats(0, 1))
-def test_lower_rate_keeps_a_subset(request_id: bytes, one: float, other: float) -> None:
-    low, high = sorted((one, other))
-    assert Sampler(low).keep(request_id) <= Sampler(high).keep(request_id)
-
-
-def test_all_pods_choose_alike() -> None:
-    """A release that chose otherwise would make a half-updated fleet sample two different sets."""
-    sampler = Sampler(0.5)
-    assert [i for i in range(12) if sampler.keep(b"%d" % i)] == [0, 1, 5, 9, 10]
+IDS: dict[str, Callable[[int], str | None]] = {
+    "unique": lambda number: f"request-{number}",
+    "constant": lambda number: "the one",
+    "none": lambda number: None,
+    "every id thrice": lambda number: f"request-{number // 3}",
+    "ten in turn": lambda number: str(number % 10),
+}
 
 
-@pytest.mark.parametrize("rate", [0.0, 0.01, 0.05, 0.5, 1.0])
-def test_share_is_the_rate(rate: float) -> None:
-    n = 20_000
-    kept = sum(Sampler(rate).keep(b"request-%d" % i) for i in range(n))
-    assert abs(kept - n * rate) <= 4 * math.sqrt(n * rate * (1 - rate))
+@pytest.mark.parametrize("answered", [False, True])
+@pytest.mark.parametrize("ids", IDS)
+@pytest.mark.parametrize("rate", [0.0, 0.01, 0.3, 1.0])
+def test_the_share_kept_is_binomial_whatever_the_ids_are(ids: str, rate: float, answered: bool) -> None:
+    """Also where every request has been answered before the next, or its response came first."""
+    sampler, n = Sampler(rate, draw=Random(f"{ids} {rate}").random), 20_000
+    kept = 0
+    for number in range(n):
+        name = IDS[ids](number)
+        if answered and name is not None and number % 2:
+            sampler.response("m", name)
+        kept += sampler.request("m", name).kept
+        if answered and name is not None and not number % 2:
+            sampler.response("m", name)
+    assert binomtest(kept, n, rate).pvalue > 1e-4
+    assert (sampler.seen, sampler.kept) == (n, kept)
+
+
+@pytest.mark.parametrize("ids", IDS)
+def test_arrivals_are_chosen_one_apart_from_the_other(ids: str) -> None:
+    """Neither runs nor gaps: what follows a request that was kept is kept as often as what follows another."""
+    sampler, n = Sampler(0.3, draw=Random(5).random), 20_000
+    kept = np.array([sampler.request("m", IDS[ids](number)).kept for number in range(n)])
+    for lag in (1, 3, 10):
+        after = kept[lag:][kept[:-lag]]
+        assert binomtest(int(after.sum()), len(after), 0.3).pvalue > 1e-4
+
+
+def test_processes_draw_apart() -> None:
+    one, other = Sampler(0.5), Sampler(0.5)
+    assert [one.request("m", "a").draw for _ in range(4)] != [other.request("m", "a").draw for _ in range(4)]
+
+
+@given(st.integers(0, 99), st.floats(0, 1), st.floats(0, 1))
+def test_lower_rate_keeps_a_subset(seed: int, one: float, other: float) -> None:
+    low, high = (Sampler(rate, draw=Random(seed).random) for rate in sorted((one, other)))
+    for _ in range(50):
+        assert low.request("m", None).kept <= high.request("m", None).kept
 
 
 def test_rate_can_be_changed() -> None:
     sampler = Sampler(0.0)
-    assert not sampler.keep(b"a")
+    assert not sampler.request("m", "a").kept
     sampler.rate = 1.0
-    assert sampler.keep(b"a")
-
-
-def test_what_was_seen_and_kept_is_counted() -> None:
-    sampler = Sampler(0.5)
-    kept = sum(sampler.keep(b"%d" % i) for i in range(12))
-    assert (sampler.seen, sampler.kept) == (12, kept)
+    assert sampler.request("m", "a").kept
 
 
 @pytest.mark.parametrize("rate", [-0.1, 1.1, math.nan])
@@ -67,26 +94,3 @@ def test_rate_is_a_share(rate: float) -> None:
 )
 def test_id_at_the_head(body: bytes, expected: str | None) -> None:
     assert id_at_head(body) == expected
-
-
-def test_identity_prefers_the_header_then_the_json_then_the_body() -> None:
-    assert identity("h", "j", b"body") == b"h"
-    assert identity(None, "j", b"body") == b"j"
-    assert identity("", None, b"body") == b"body"
-
-
-def test_identity_of_a_large_body_is_small_and_sees_its_middle() -> None:
-    body = bytearray(16 << 20)
-    plain = identity(None, None, bytes(body))
-    assert len(plain) < 8192
-    body[5_000_000:5_010_000] = b"\x01" * 10_000
-    assert identity(None, None, bytes(body)) != plain
-
-
-def test_choosing_counts_nothing_and_chooses_as_keeping_does() -> None:
-    sampler = Sampler(0.5)
-    ids = [b"%d" % number for number in range(100)]
-    chosen = [sampler.chooses(one) for one in ids]
-    assert (sampler.seen, sampler.kept) == (0, 0)
-    assert [sampler.keep(one) for one in ids] == chosen
-    assert (sampler.seen, sampler.kept) == (100, sum(chosen))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from random import Random
+
 import pytest
 
 from agent.intake.queue import ByteQueue, Captured
@@ -16,15 +18,15 @@ class Parts:
 
     def __init__(self, rate: float) -> None:
         self.now = 0.0
-        self.metrics, self.meter, self.sampler = AgentMetrics(), Meter(), Sampler(rate)
+        self.metrics, self.meter, self.sampler = AgentMetrics(), Meter(), Sampler(rate, draw=Random(1).random)
         self.queue: ByteQueue[Captured] = ByteQueue(1 << 20, 100)
         governor = Governor(rate, Budgets(0.5))
         self.throttle = Throttle(governor, self.sampler, self.queue, self.meter, self.metrics, lambda: self.now)
 
     def second(self, arriving: int, cost: float) -> None:
         before = self.sampler.kept
-        for number in range(arriving):
-            self.sampler.keep(b"%f-%d" % (self.now, number))
+        for _ in range(arriving):
+            self.sampler.request("m", None)
         self.meter.taken += self.sampler.kept - before
         self.meter.replayed += self.sampler.kept - before
         self.meter.busy_seconds += cost * (self.sampler.kept - before)
@@ -55,8 +57,8 @@ def test_a_replay_over_budget_lowers_the_rate_and_both_ratios_say_so() -> None:
 
 def test_requests_that_the_queue_refuses_are_not_in_the_effective_ratio() -> None:
     parts = Parts(1.0)
-    for number in range(100):
-        parts.sampler.keep(b"%d" % number)
+    for _ in range(100):
+        parts.sampler.request("m", None)
     parts.meter.taken, parts.meter.replayed = 40, 30
     parts.now = 1
     parts.throttle.step()

@@ -37,15 +37,16 @@ class Announced(list[tuple[str, str]]):
         self.append((version, provider))
 
 
-def put(root: Path, version: str, model: onnx.ModelProto | bytes) -> Path:
-    path = root / "digits" / version / "model.onnx"
+def put(root: Path, version: str, model: onnx.ModelProto | bytes, name: str = "digits") -> Path:
+    path = root / name / version / "model.onnx"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(model if isinstance(model, bytes) else model.SerializeToString())
     return path
 
 
 def models(root: Path, announced: Announced, metrics: AgentMetrics | None = None, **settings: Any) -> Models:
-    return Models(root, metrics or AgentMetrics(), announced, CaptureSettings(Device(1, 1 << 30), **settings))
+    capture = CaptureSettings(Device(1, 1 << 30), **{"overhead_budget": None, **settings})
+    return Models(root, metrics or AgentMetrics(), announced, capture)
 
 
 def look(served: Models) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent import wire
@@ -72,7 +73,11 @@ Damage = Callable[[pb.Envelope], object]
         (lambda m: setattr(m.window, "end_unix_ms", 0), "no span of time"),
         (lambda m: m.window.probes[0].active.append(1), "entries"),
         (lambda m: m.window.probes[0].active.__setitem__(0, 999), "more requests than"),
-        (lambda m: m.window.probes[0].mean.__setitem__(0, float("nan")), "not finite"),
+        (lambda m: setattr(m.window.probes[0], "n", 2**63), "63 bits"),
+        (
+            lambda m: m.window.probes[0].mean_histogram.positive.index.__setitem__(0, 20_000),
+            "beyond what a double holds",
+        ),
         (lambda m: m.window.probes[0].mean_histogram.zeros.__setitem__(0, 50), "do not add up"),
         (lambda m: setattr(m.window.probes[0].mean_histogram, "scale", 99), "scale 99"),
         (lambda m: m.window.probes[0].mean_histogram.positive.count.append(1), "do not fit together"),
@@ -92,3 +97,38 @@ def test_truncation_never_passes_silently_as_the_same_message() -> None:
     for cut in range(len(data)):
         with pytest.raises(wire.WireError):
             wire.decode(data[:cut])
+
+
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [(name, value) for name in ("mean", "m2") for value in (NAN, INF, 1e300)]
+    + [(name, value) for name in ("fraction_sum", "fraction_sq_sum") for value in (NAN, INF)]
+    + [(name, value) for name in ("min", "max") for value in (NAN, 1e300)],
+)
+def test_a_moment_beyond_all_values_costs_its_channel_only(name: str, value: float) -> None:
+    """As agents sent it before they knew of a largest value."""
+    sent = summarise(np.ones((5, 3)))
+    raw = pb.Envelope.FromString(wire.encode(envelope(sent)))
+    getattr(raw.window.probes[0], name)[1] = value
+    body = wire.decode(raw.SerializeToString()).body
+    assert isinstance(body, wire.Window)
+    got = body.probes[0].summary
+    assert got.nonfinite.tolist() == [0, 5, 0]
+    assert got.mean_histogram.totals().tolist() == got.max_histogram.totals().tolist() == [5, 0, 5]
+    assert got.active.tolist() == [5, 0, 5]
+    assert (got.mean.tolist(), got.m2.tolist()) == ([1, 0, 1], [0, 0, 0])
+    assert (got.min[1], got.max[1]) == (np.inf, -np.inf)
+
+
+@given(st.data())
+@settings(max_examples=200, deadline=None)
+def test_a_damaged_message_raises_wire_errors_only(data: st.DataObject) -> None:
+    """A changed byte may make another true message, never anything but a WireError."""
+    message = bytearray(wire.encode(envelope(summarise(np.ones((5, 3))))))
+    for _ in range(data.draw(st.integers(1, 4))):
+        message[data.draw(st.integers(0, len(message) - 1))] = data.draw(st.integers(0, 255))
+    with contextlib.suppress(wire.WireError):
+        wire.decode(bytes(message))

@@ -128,8 +128,6 @@ Damage = Callable[[pb.Comparison], object]
         (lambda m: setattr(m.probes[0], "elements", 2**63), "63 bits"),
         (lambda m: setattr(m.probes[0], "mismatched", 5), "mismatched 5 exceeds its 4 requests"),
         (lambda m: setattr(m.probes[0], "nonfinite", 5), "nonfinite 5 exceeds its 4 requests"),
-        (lambda m: setattr(m.probes[0], "signal", math.inf), "signal is not finite"),
-        (lambda m: setattr(m.probes[0], "cross", math.nan), "cross is not finite"),
         (lambda m: setattr(m.probes[0], "noise", -1.0), "noise is negative"),
         (lambda m: setattr(m.probes[0], "max_abs_error", -1.0), "max_abs_error is negative"),
         (lambda m: m.probes[0].only_served_active.append(1), "4 and 3 channels"),
@@ -155,3 +153,18 @@ def test_the_size_of_a_probe_is_hardly_underestimated() -> None:
     assert wire.estimated_comparison_size(probe_comparison()) > len(
         wire.encode(sent(comparison(probes=(probe_comparison(),))))
     ) - len(wire.encode(sent(comparison(probes=()))))
+
+
+@pytest.mark.parametrize("name", ["signal", "power", "noise", "cross", "max_abs_error"])
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+def test_a_sum_that_is_not_finite_costs_its_probe_only(name: str, value: float) -> None:
+    raw = pb.Envelope.FromString(wire.encode(sent(holdout())))
+    whole = wire.decode(raw.SerializeToString()).body
+    setattr(raw.comparison.probes[0], name, value)
+    body = wire.decode(raw.SerializeToString()).body
+    assert isinstance(body, wire.Comparison)
+    assert isinstance(whole, wire.Comparison)
+    first = body.probes[0]
+    assert (first.elements, first.nonfinite, first.signal, first.cross, first.noise) == (0, first.n, 0, 0, 0)
+    assert (body.n, body.top1_agree) == (whole.n, whole.top1_agree)
+    assert [item.signal for item in body.probes[1:]] == [item.signal for item in whole.probes[1:]]

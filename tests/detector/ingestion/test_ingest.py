@@ -8,8 +8,10 @@ from datetime import timedelta
 
 import numpy as np
 import pytest
+from structlog.testing import capture_logs
 
 from agent.wire import Envelope, Window, encode
+from detector.domain.types import RefusedProbe
 from detector.ingestion.ingest import Headers, IngestHandler, Record, RetryLater
 from detector.ingestion.plausible import Implausible, check
 from detector.metrics import DetectorMetrics
@@ -27,6 +29,7 @@ class FakeStore:
     refused: set[int] = field(default_factory=set)
     failures: list[Exception] = field(default_factory=list)
     applied: list[int] = field(default_factory=list)
+    left_out: tuple[RefusedProbe, ...] = ()
 
     def next_offsets(self, topic: str) -> dict[int, int]:
         if self.failures:
@@ -44,7 +47,7 @@ class FakeStore:
             raise StoreRefused("too wide")
         self.offsets[partition] = next_offset
         self.applied += [envelope.seq for envelope in envelopes]
-        return IngestResult(len(envelopes), 0)
+        return IngestResult(len(envelopes), 0, self.left_out)
 
 
 @dataclass
@@ -127,6 +130,17 @@ def test_a_refused_message_does_not_take_its_batch_along(line: Line) -> None:
     assert line.store.offsets == {0: 14}
     assert [letter[1]["dead-letter-reason"] for letter in line.letters.letters] == ["undecodable", "refused"]
     assert line.letters.letters[1][1]["dead-letter-error"] == "too wide"
+
+
+def test_a_layer_that_was_left_out_is_counted_and_said_once(line: Line) -> None:
+    line.store.left_out = (RefusedProbe("digits", "1", "conv1", 7, 4),)
+    with capture_logs() as logs:
+        line.handler.handle(0, records(window(1)))
+        line.handler.handle(0, records(window(2), first=1))
+    (said,) = [entry for entry in logs if entry["event"] == "ingest.probe_refused"]
+    assert (said["model"], said["layer"], said["channels"], said["known"]) == ("digits", "conv1", 7, 4)
+    assert line.count("reluscope_refused_probes_total", reason="width") == 2
+    assert line.letters.letters == []
 
 
 @pytest.mark.parametrize(

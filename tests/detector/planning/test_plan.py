@@ -65,7 +65,7 @@ def test_a_reference_that_hides_the_shift_is_said_to() -> None:
     "wrong", [{"effect": 0.05}, {"requests_per_second": 0.0}, {"design_effect": 0.5}, {"active_rate": 1.0}]
 )
 def test_what_is_out_of_range_is_named(wrong: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match="out of range"):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
         replace(ASKED, **wrong)  # type: ignore[arg-type]
 
 
@@ -82,7 +82,7 @@ def test_the_command_answers_in_words_and_in_json() -> None:
         told["requests_per_window"] * told["windows"] / 300, rel=1e-6
     )
     refused = CliRunner().invoke(command, ["--requests-per-second", "10", "--effect", "0.01"])
-    assert refused.exit_code == 1
+    assert refused.exit_code == 2
     assert "min_effect must be below effect" in refused.output
     hidden = ["--requests-per-second", "1", "--effect", "0.2", "--reference-requests", "300"]
     assert json.loads(CliRunner().invoke(command, [*hidden, "--json"]).output)["minutes"] is None

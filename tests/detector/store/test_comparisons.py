@@ -13,7 +13,8 @@ import pytest
 
 from agent.wire import sqnr_db
 from deploy.local.postgres import psycopg_url
-from detector.store import AgentComparison, IngestResult, Store, StoreRefused
+from detector.domain.types import RefusedProbe
+from detector.store import AgentComparison, IngestResult, Store
 from tests.detector.builders import MINUTE, START, compared, comparing, deployment, difference, window
 
 DAY = timedelta(days=1)
@@ -110,19 +111,21 @@ def test_the_newest_of_a_holdout_outlives_retention(store: Store, database_url: 
 
 def test_a_layer_keeps_its_width_and_its_windows_describe_it(store: Store) -> None:
     store.ingest("t", 0, None, 1, [window(1)])
-    with pytest.raises(StoreRefused, match="conv1 has 3 channels here and 4 elsewhere"):
-        store.ingest("t", 0, 1, 2, [comparing(2, compared(probes=(difference(served=(0,) * 3, baseline=(0,) * 3),)))])
+    narrow = compared(probes=(difference(served=(0,) * 3, baseline=(0,) * 3), difference("fc1", 2)))
+    refused = (RefusedProbe("digits", "1", "conv1", 3, 4),)
+    assert store.ingest("t", 0, 1, 2, [comparing(20, narrow)]) == IngestResult(1, 0, refused)
+    assert [item.probe.name for item in read(store)["agent-a", "reference_model"].comparison.probes] == ["fc1"]
     two = [compared(probes=(difference("x", 9, served=(0,) * k, baseline=(0,) * k),)) for k in (2, 3)]
-    with pytest.raises(StoreRefused, match="x has 3 channels"):
-        store.ingest("t", 0, 1, 2, [comparing(2 + i, body) for i, body in enumerate(two)])
-    assert store.next_offsets("t") == {0: 1}
+    batch = [comparing(21 + i, body) for i, body in enumerate(two)]
+    assert store.ingest("t", 0, 2, 3, batch).refused == (RefusedProbe("digits", "1", "x", 3, 2),)
+    assert read(store)["agent-a", "reference_model"].comparison.n == 300, "the comparisons themselves count"
     # A position of another release, and no counts by channel: neither changes what windows said.
     body = compared(probes=(difference("conv1", 7, served=(), baseline=()), difference("y", 8)))
-    store.ingest("t", 0, 1, 2, [comparing(2, body)])
+    store.ingest("t", 0, 3, 4, [comparing(2, body)])
     found = store.model_version("digits", "1")
     assert found is not None
     assert [(p.name, p.position, p.channels) for p in store.probes(found.id)] == [
-        ("conv1", 1, 4), ("fc1", 2, 4), ("y", 8, 4),
+        ("conv1", 1, 4), ("fc1", 2, 4), ("y", 8, 4), ("x", 9, 2),
     ]  # fmt: skip
 
 

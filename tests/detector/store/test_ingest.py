@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import reduce
 
 import numpy as np
@@ -11,8 +12,10 @@ import psycopg
 import pytest
 
 from agent.summary import empty, from_pooled, merge
+from agent.wire import Window
 from deploy.local.postgres import psycopg_url
-from detector.store import IngestResult, LostOwnership, Store, StoreError, StoreRefused, StoreUnavailable
+from detector.domain.types import RefusedProbe
+from detector.store import IngestResult, LostOwnership, Store, StoreError, StoreUnavailable
 from tests.detector.builders import MINUTE, START, deployment, probe, same, summary, window
 
 
@@ -129,13 +132,19 @@ def test_agents_are_told_apart(store: Store, database_url: str) -> None:
 
 
 def test_a_layer_keeps_its_width(store: Store) -> None:
+    """A layer of another width costs itself alone: its message, its batch and its model keep everything else."""
     store.ingest("t", 0, None, 1, [window(1)])
-    with pytest.raises(StoreRefused, match="conv1 has 7 channels here and 4"):
-        store.ingest("t", 0, 1, 2, [window(2, content=summary(channels=7))])
-    with pytest.raises(StoreRefused, match="channels"):
-        mixed = [window(2, START + MINUTE, layers=("x",)), window(3, layers=("x",), content=summary(channels=7))]
-        store.ingest("t", 0, 1, 2, mixed)
-    assert store.next_offsets("t") == {0: 1}
+    good, bad = window(2).body, window(2, content=summary(channels=7)).body
+    assert isinstance(good, Window)
+    assert isinstance(bad, Window)
+    wide = replace(window(2), body=replace(good, probes=(bad.probes[0], good.probes[1])))
+    refused = (RefusedProbe("digits", "1", "conv1", 7, 4),)
+    assert store.ingest("t", 0, 1, 2, [wide, window(3)]) == IngestResult(2, 0, refused)
+    mixed = [window(4, START + MINUTE, layers=("x",)), window(5, layers=("x",), content=summary(channels=7))]
+    assert store.ingest("t", 0, 2, 3, mixed).refused == (RefusedProbe("digits", "1", "x", 7, 4),)
+    stored = store.summaries(version_id(store), START, START + 2 * MINUTE)
+    assert {name: one.n for name, one in stored.items()} == {"conv1": 40, "fc1": 60, "x": 20}
+    assert store.next_offsets("t") == {0: 3}
 
 
 def test_a_width_is_learned_from_the_first_window(store: Store) -> None:
