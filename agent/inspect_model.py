@@ -1,4 +1,4 @@
-"""`reluscope inspect`: what would be observed in a model, what not and why, and what it would cost."""
+"""`reluscope inspect`: what would be observed in a model, what not and why, and what it costs here."""
 
 from __future__ import annotations
 
@@ -8,32 +8,54 @@ from pathlib import Path
 from typing import Any
 
 import click
+from pydantic.dataclasses import dataclass
 
+from agent.capture.calibration import Calibration, calibrate
+from agent.capture.settings import CaptureSettings
 from agent.instrument import Instrumented, InstrumentError, instrument, open_model
-from agent.replay import Replayer, ReplayError, output_types
+from agent.logging import configure
+from agent.options import SECTION, options
+from agent.replay import Device, Replayer, ReplayError, output_types
 from agent.wire import Probe
 
 
-@click.command("inspect")
+@dataclass(frozen=True, kw_only=True, config=SECTION)
+class InspectSettings:
+    """Where a model is timed, if it is."""
+
+    time: bool = False
+    """Time the model with its probes on this machine, as the agent does when it loads it: ten seconds."""
+    device: Device
+
+
+@click.command("inspect", context_settings={"auto_envvar_prefix": "RELUSCOPE_INSPECT"})
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
 @click.option("--load/--no-load", default=True, help="Also load the instrumented model, as the agent would.")
-def command(model: Path, as_json: bool, load: bool) -> None:
-    """Print the probes of an ONNX MODEL, what is not probed and why, and the estimated cost."""
+@options(InspectSettings)
+def command(settings: InspectSettings, model: Path, as_json: bool, load: bool) -> None:
+    """Print the probes of an ONNX MODEL, what is not probed and why, and with --time what observing them costs."""
+    configure("console")
+    device = settings.device
     try:
         instrumented = instrument(open_model(model), output_types)
         if load:
             Replayer(instrumented, threads=1, gpu_mem_limit=1, provider="cpu")
+        timed = None
+        if settings.time:
+            capture = CaptureSettings(device)
+            timed = calibrate(instrumented, capture, lambda part: Replayer.on(device, part), lambda: False)
     except (InstrumentError, ReplayError) as error:
         if as_json:
             click.echo(json.dumps({"error": str(error)}))
         raise click.ClickException(str(error)) from error
-    click.echo(json.dumps(as_document(instrumented), indent=2) if as_json else as_table(instrumented))
+    document = json.dumps(as_document(instrumented, timed), indent=2)
+    click.echo(document if as_json else as_table(instrumented, timed))
 
 
-def as_document(instrumented: Instrumented) -> dict[str, Any]:
-    """The probes and the cost, ready for JSON; null for what free extents leave open."""
-    cost = instrumented.cost
+def as_document(instrumented: Instrumented, timed: Calibration | None = None) -> dict[str, Any]:
+    """The probes and what they cost, ready for JSON; null for what free extents leave open or was not timed."""
+    sizes = instrumented.sizes
     return {
         "probes": [
             {
@@ -44,27 +66,26 @@ def as_document(instrumented: Instrumented) -> dict[str, Any]:
                 "channels": probe.channels,
                 "axis": probe.axis,
                 "exact_zero": probe.exact_zero,
-                "elements_per_request": cost.elements[probe.name],
-                "pooling_bytes_per_request": cost.pooling_bytes(probe.name),
-                "fetched_bytes_per_request": cost.fetched_bytes(probe.name, probe.channels),
+                "elements_per_request": sizes.elements[probe.name],
+                "fetched_bytes_per_request": sizes.fetched_bytes(probe.name, probe.channels),
             }
             for probe in instrumented.probes
         ],
         "not_probed": [{"name": item.name, "op": item.op, "reason": item.reason} for item in instrumented.not_probed],
         "inputs": dict(instrumented.batch_axes),
-        "cost": {
-            "operations_per_request": cost.operations if cost.complete else None,
-            "estimated_ratio": None if cost.ratio is None else round(cost.ratio, 3),
-        },
+        "timed": None
+        if timed is None
+        else {"ratio": timed.ratio, "groups": len(timed.groups), "within_budget": timed.within},
     }
 
 
-def as_table(instrumented: Instrumented) -> str:
-    """The probes and the cost as aligned text."""
+def as_table(instrumented: Instrumented, timed: Calibration | None = None) -> str:
+    """The probes and what they cost as aligned text."""
     rows: list[tuple[str, ...]] = [("LAYER", "OP", "CHANNELS", "AXIS", "POOLED", "TENSOR")]
     rows += [_row(instrumented, probe) for probe in instrumented.probes]
     channels = sum(probe.channels or 0 for probe in instrumented.probes)
-    lines = [*_aligned(rows), "", f"{len(instrumented.probes)} probes, {channels} channels", *_cost(instrumented)]
+    lines = [*_aligned(rows), "", f"{len(instrumented.probes)} probes, {channels} channels", *_fetched(instrumented)]
+    lines.append(_cost(timed))
     behind = {name: axis for name, axis in instrumented.batch_axes.items() if axis}
     if behind:
         lines.append(f"requests are not in front: {', '.join(f'{name} axis {axis}' for name, axis in behind.items())}")
@@ -79,30 +100,30 @@ def as_table(instrumented: Instrumented) -> str:
 
 
 def _row(instrumented: Instrumented, probe: Probe) -> tuple[str, ...]:
-    elements = instrumented.cost.elements[probe.name]
-    pooled = "?" if elements is None else "-" if instrumented.cost.dense[probe.name] else _bytes(4 * elements)
+    elements = instrumented.sizes.elements[probe.name]
+    pooled = "?" if elements is None else "-" if instrumented.sizes.dense[probe.name] else _bytes(4 * elements)
     return probe.name, probe.op, str(probe.channels or "?"), str(probe.axis), pooled, probe.tensor
 
 
-def _cost(instrumented: Instrumented) -> list[str]:
-    cost = instrumented.cost
-    fetched = [cost.fetched_bytes(probe.name, probe.channels) for probe in instrumented.probes]
-    lines = []
-    if None not in fetched:
-        total = sum(count for count in fetched if count is not None)
-        whole = sum(4 * (count or 0) for count in cost.elements.values())
-        share = f", {total / whole:.1%} of the probed tensors" if None not in cost.elements.values() and whole else ""
-        lines.append(f"{_bytes(total)} leave the device per request{share}")
-    if cost.complete and cost.operations == 0:
-        lines.append("estimated cost: not known, for the model has no convolution or matrix product to compare with")
-    elif cost.ratio is None:
-        lines.append("estimated cost: not known before the first request, for some extents are free")
-    else:
-        lines.append(
-            f"estimated cost: {cost.ratio - 1:+.0%} time on CPU with all probes in every batch; "
-            "the agent measures it when it loads the model"
-        )
-    return lines
+def _fetched(instrumented: Instrumented) -> list[str]:
+    sizes = instrumented.sizes
+    fetched = [sizes.fetched_bytes(probe.name, probe.channels) for probe in instrumented.probes]
+    if None in fetched:
+        return []
+    total = sum(count for count in fetched if count is not None)
+    whole = sum(4 * (count or 0) for count in sizes.elements.values())
+    share = f", {total / whole:.1%} of the probed tensors" if None not in sizes.elements.values() and whole else ""
+    return [f"{_bytes(total)} leave the device per request{share}"]
+
+
+def _cost(timed: Calibration | None) -> str:
+    if timed is None:
+        return "what observing them costs is timed when the agent loads the model, and here with --time"
+    if timed.ratio is None:
+        return "what observing them costs could not be timed: see the log above"
+    count = len(timed.groups)
+    turns = f"in {count} groups that take turns" if count > 1 else "with all probes in every batch"
+    return f"timed here: {timed.ratio - 1:+.1%} time, {turns}{'' if timed.within else ', more than the budget'}"
 
 
 def _bytes(count: float) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
@@ -10,17 +11,20 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_late
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 DROP_REASONS = (
     "queue_full",
+    "queue_share",
     "inflight_bytes",
     "slow_body",
     "disconnected",
     "model_not_ready",
     "model_gone",
+    "no_memory",
     "internal",
 )
 """Why a request that may have been sampled is lost without anybody's fault in its content."""
 PAIRED_DROP_REASONS = (
     "rate",
     "queue_full",
+    "queue_share",
     "model_gone",
     "join_full",
     "join_ids",
@@ -56,7 +60,7 @@ class AgentMetrics:
         self.last_publish_timestamp_seconds = self._gauge(
             "last_publish_timestamp_seconds", "When the broker last acknowledged a message, Unix time; 0 for never."
         )
-        self.duty_cycle = self._gauge("duty_cycle", "Share of the last ten seconds spent in replay.")
+        self.duty_cycle = self._gauge("duty_cycle", "Share of the last ten seconds spent in work of all kinds.")
         self.effective_sample_ratio = self._gauge(
             "effective_sample_ratio", "Share of the last minute's requests that was replayed."
         )
@@ -79,11 +83,42 @@ class AgentMetrics:
         self.probe_dropped_total = self._counter(
             "probe_dropped_total", "Requests that windows lack at one probe, summed over probes.", "model", "reason"
         )
-        self.gpu_fallback = self._gauge("gpu_fallback", "1 while replay is on the CPU for want of the GPU.", "model")
-        self.out_of_memory_total = self._counter("out_of_memory_total", "Batches that did not fit in memory.", "model")
+        self.gpu_fallback = self._gauge(
+            "gpu_fallback", "1 while replay is on the CPU for want of the GPU.", "model", "version"
+        )
+        self.out_of_memory_total = self._counter(
+            "out_of_memory_total", "Batches that did not fit in memory.", "model", "version"
+        )
         for reason in DROP_REASONS:
             self.dropped_total.labels(reason)
+        self._add_budget()
         self._add_paired()
+
+    def _add_budget(self) -> None:
+        """Series of what the agent takes of its pod."""
+        self.overflowed_total = self._counter(
+            "overflowed_total", "Requests that the queue had no room for, or pushed out.", "model", "version"
+        )
+        self.model_sample_ratio = self._gauge(
+            "model_sample_ratio", "Share of a version's requests that is sampled now.", "model", "version"
+        )
+        self.work_seconds_total = self._counter(
+            "work_seconds_total", "Seconds of work: replay, paired, holdout, calibration.", "work", "model", "version"
+        )
+        self.work_deferred_total = self._counter(
+            "work_deferred_total", "Times that work had to wait for its share of the duty cycle.", "work"
+        )
+        self.memory_bytes = self._gauge("memory_bytes", "Memory spoken for, gpu or ram.", "memory", "owner")
+        self.memory_limit_bytes = self._gauge("memory_limit_bytes", "Memory that may be spoken for.", "memory")
+        self.server_answers_total = self._counter(
+            "server_answers_total", "Times that the model server was asked for its versions: ok, failed.", "result"
+        )
+        self.last_server_answer_timestamp_seconds = self._gauge(
+            "last_server_answer_timestamp_seconds", "When the model server last said its versions, Unix time."
+        )
+        self.memory_refused_total = self._counter(
+            "memory_refused_total", "Times that memory was refused.", "memory", "owner"
+        )
 
     def _add_paired(self) -> None:
         """Series of paired replay."""
@@ -101,7 +136,7 @@ class AgentMetrics:
             "paired_failed_total", "Comparisons that failed, and why.", "model", "kind", "reason"
         )
         self.paired_unmatched_probes = self._gauge(
-            "paired_unmatched_probes", "Probes without a counterpart in the baseline.", "model", "kind"
+            "paired_unmatched_probes", "Probes without a counterpart in the baseline.", "model", "version", "kind"
         )
         self.paired_queue_bytes = self._gauge("paired_queue_bytes", "Bytes of requests that wait to be compared.")
         self.paired_join_bytes = self._gauge(
@@ -125,6 +160,17 @@ class AgentMetrics:
         self.sampled_total.labels(model)
         self.responses_total.labels(model)
 
+    def watch_duty(self, recent: Callable[[], float]) -> None:
+        """Read duty_cycle from `recent() -> share` at each scrape."""
+        self.duty_cycle.set_function(recent)
+
+    def watch_memory(self, memory: str, limit: int, used: Callable[[str], int], owners: Iterable[str]) -> None:
+        """Read memory_bytes of each owner from `used(owner)` at each scrape; refusals start at 0."""
+        self.memory_limit_bytes.labels(memory).set(limit)
+        for owner in owners:
+            self.memory_bytes.labels(memory, owner).set_function(partial(_float, used, owner))
+            self.memory_refused_total.labels(memory, owner)
+
     def watch_queue(self, depth: Callable[[], tuple[int, int]]) -> None:
         """Read queue_bytes from `depth() -> (items, bytes)` at each scrape."""
         self.queue_bytes.set_function(lambda: float(depth()[1]))
@@ -143,3 +189,7 @@ class AgentMetrics:
 
     def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
         return Gauge(f"reluscope_agent_{name}", text, labels, registry=self.registry)
+
+
+def _float(used: Callable[[str], int], owner: str) -> float:
+    return float(used(owner))

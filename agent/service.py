@@ -5,12 +5,16 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 
 import click
 import structlog
 
+from agent.budget.duty import DutyLimits
+from agent.budget.memory import NoRoom
+from agent.budget.owner import Budget, BudgetLimits
+from agent.budget.shares import ModelKey
 from agent.delivery.drops import ProbeDrops
 from agent.delivery.outbox import Outbox, OutboxError
 from agent.delivery.sender import Sender
@@ -25,12 +29,16 @@ from agent.options import options
 from agent.paired.holdouts import Holdouts
 from agent.paired.runner import Paired
 from agent.paired.windows import ComparisonWindows
-from agent.rates.governor import Governor
+from agent.rates.governor import Governors
 from agent.rates.pairs import Pairs
+from agent.rates.samplers import Samplers
 from agent.rates.sampling import Sampler
 from agent.rates.throttle import Throttle
 from agent.replay import ReplayError, resolve
+from agent.serving.following import Following
 from agent.serving.models import Models, Served
+from agent.serving.server import Server, ServerWatch
+from agent.serving.settings import FollowingSettings
 from agent.serving.worker import Worker, WorkerSettings
 from agent.settings import AgentSettings
 from agent.supervise import join, supervised
@@ -53,15 +61,22 @@ def command(settings: AgentSettings) -> None:
         signal.signal(number, lambda *_: stop.set())
     metrics = AgentMetrics()
     limits = Limits(max_body_bytes=settings.max_body_bytes)
-    queue: ByteQueue[Captured] = ByteQueue(settings.queue_bytes, settings.queue_items)
+
+    def pushed_out(item: Captured) -> None:
+        metrics.dropped_total.labels("queue_share").inc()
+        metrics.overflowed_total.labels(*item.key).inc()
+
+    queue: ByteQueue[Captured] = ByteQueue(settings.queue_bytes, settings.queue_items, pushed_out)
     capture, state_dir, sample_rate = settings.capture, settings.state_dir, settings.sample_rate
     if capture.device.provider == "tensorrt":
         capture = replace(capture, device=replace(capture.device, engine_cache=state_dir / "tensorrt"))
     try:
+        budget = _budget(settings, limits, metrics)
+        capture = replace(capture, device=replace(capture.device, memory=budget.sessions))
         resolve(capture.device.provider)
         state_dir.mkdir(parents=True, exist_ok=True)
         outbox = Outbox(state_dir / "outbox.db", settings.outbox_bytes, on_drop=metrics.outbox_dropped_total.inc)
-    except (OutboxError, ReplayError, OSError) as error:
+    except (NoRoom, OutboxError, ReplayError, OSError) as error:
         raise click.ClickException(str(error)) from error
     metrics.watch_queue(queue.depth)
     metrics.watch_outbox(outbox.depth)
@@ -72,22 +87,43 @@ def command(settings: AgentSettings) -> None:
     bounds = replace(
         settings.paired, max_batch=capture.max_batch, limits=limits, device=capture.device, nice=capture.nice
     )
-    pairs = Paired(bounds, sample_rate, ComparisonWindows(window_ms, grace_ms), sender, metrics)
-    holdouts = Holdouts(bounds, sender, metrics, stop)
+    duty = budget.duty
+    pairs = Paired(bounds, sample_rate, ComparisonWindows(window_ms, grace_ms), sender, metrics, duty=duty)
+    holdouts = Holdouts(bounds, sender, metrics, stop, duty=duty)
+    ids = Pairs(bounds.join_seconds, bounds.join_ids, metrics.paired_dropped_total.labels("join_ids").inc)
+    samplers = Samplers(sample_rate, lambda rate: Sampler(rate, ids))
 
-    def refreshed(served: Mapping[str, Served]) -> None:
+    def refreshed(served: Mapping[ModelKey, Served]) -> None:
         pairs.refresh(served)
-        holdouts.refresh(served)
+        holdouts.offer(served)
+        for each in (samplers, queue, worker.meters):
+            each.keep(served.keys())
 
-    models = Models(settings.repository, metrics, sender.deployment, capture, on_refreshed=refreshed)
+    watch = _server_watch(settings.following, metrics, lambda: models.known())
+    following = Following(
+        settings.repository,
+        settings.following.max_versions,
+        dict(settings.following.versions),
+        lambda: None if watch is None else watch.answer,
+    )
+    models = Models(
+        settings.repository,
+        metrics,
+        sender.deployment,
+        capture,
+        on_refreshed=refreshed,
+        following=following,
+        duty=duty,
+    )
     accumulator = Accumulator(window_ms, grace_ms, on_drop=drops)
     worker_settings = WorkerSettings(
         capture.max_batch, settings.budgets, limits, capture.nice, settings.rows_per_request
     )
-    worker = Worker(worker_settings, models, queue, accumulator, sender, metrics, on_parsed=pairs.intake.offer)
-    forgotten = metrics.paired_dropped_total.labels("join_ids").inc
-    sampler = Sampler(sample_rate, Pairs(bounds.join_seconds, bounds.join_ids, forgotten))
-    throttle = Throttle(Governor(sample_rate, settings.budgets), sampler, queue, worker.meter, metrics)
+    worker = Worker(
+        worker_settings, models, queue, accumulator, sender, metrics, on_parsed=pairs.intake.offer, duty=duty
+    )
+    governors = Governors(sample_rate, settings.budgets)
+    throttle = Throttle(governors, samplers, queue, worker.meters, duty, metrics)
     publisher = Publisher(
         settings.kafka.bootstrap_servers,
         settings.kafka.topic,
@@ -97,15 +133,24 @@ def command(settings: AgentSettings) -> None:
         metrics,
         agent_id=settings.agent_id,
     )
+
+    def watch_models(event: threading.Event) -> None:
+        if watch is not None:
+            watch.wait(settings.following.server_timeout_seconds + 1)
+        models.watch(_REFRESH_SECONDS, event)
+
     work_stop, publish_stop = threading.Event(), threading.Event()
     loops = [
-        supervised("models", lambda event: models.watch(_REFRESH_SECONDS, event), stop),
+        supervised("models", watch_models, stop),
         supervised("replay", worker.run, work_stop),
         supervised("throttle", throttle.run, stop),
         supervised("paired", pairs.run, work_stop),
+        supervised("holdouts", holdouts.run, stop),
     ]
+    if watch is not None:
+        loops.append(supervised("server", watch.run, stop))
     publishing = supervised("publisher", lambda event: publisher.run(outbox, event), publish_stop)
-    app = http.build_app(models, queue, sampler, metrics, limits, on_response=pairs.intake.offer_response)
+    app = http.build_app(models, queue, samplers, metrics, limits, on_response=pairs.intake.offer_response)
     repository = str(settings.repository)
     log.info("agent.started", agent_id=settings.agent_id, boot_epoch=outbox.boot_epoch, repository=repository)
     try:
@@ -123,3 +168,22 @@ def command(settings: AgentSettings) -> None:
         join([publishing], deadline)
         outbox.close()
         log.info("agent.stopped", outbox_messages=outbox.depth()[0])
+
+
+def _budget(settings: AgentSettings, limits: Limits, metrics: AgentMetrics) -> Budget:
+    """The owner of time and memory; raises NoRoom where the queues alone are more than there is."""
+    asked, paired = settings.budget, settings.paired
+    duty = DutyLimits(settings.budgets.duty_cycle, asked.background_share, paired.duty_cycle)
+    budget = Budget(BudgetLimits(duty, asked.gpu_memory, asked.memory), metrics)
+    replay = settings.queue_bytes + limits.max_receiving_bytes
+    budget.ram.lease("queues", replay + paired.queue_bytes + paired.join_bytes + paired.fetch_bytes)
+    return budget
+
+
+def _server_watch(
+    settings: FollowingSettings, metrics: AgentMetrics, models: Callable[[], Collection[str]]
+) -> ServerWatch | None:
+    if settings.server_url is None:
+        return None
+    server = Server(settings.server_url, settings.server_timeout_seconds)
+    return ServerWatch(server, metrics, models, settings.server_poll_seconds)

@@ -9,11 +9,13 @@ from typing import Annotated, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from agent.budget.settings import BudgetSettings
 from agent.capture.settings import CaptureSettings
 from agent.logging import Format
 from agent.options import KIB, MIB, SECTION, Kafka, Option
 from agent.paired.settings import PairedSettings
 from agent.rates.governor import Budgets
+from agent.serving.settings import FollowingSettings
 
 
 @dataclass(frozen=True, kw_only=True, config=SECTION)
@@ -37,6 +39,8 @@ class AgentSettings:
     """Rows of a request, drawn at random, that are replayed; each counts as a request."""
     capture: CaptureSettings
     budgets: Budgets
+    budget: BudgetSettings
+    following: FollowingSettings
     window_seconds: float = Field(default=60.0, ge=0.1)
     """Length of a window."""
     window_grace_seconds: float = Field(default=1.0, ge=0)

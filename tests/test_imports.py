@@ -31,8 +31,8 @@ EDGES: Mapping[str, tuple[str, ...]] = {
 
 FLOORS: Mapping[str, tuple[tuple[str, ...], ...]] = {
     "agent": (
-        ("logging", "metrics", "options", "repeats", "supervise", "summary"),
-        ("wire",),
+        ("datatypes", "logging", "metrics", "options", "repeats", "supervise", "summary"),
+        ("budget", "wire"),
         ("instrument",),
         ("replay",),
         ("rates",),

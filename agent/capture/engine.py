@@ -15,7 +15,7 @@ from agent.capture.rotation import Rotation
 from agent.capture.settings import CaptureSettings
 from agent.instrument import Instrumented
 from agent.instrument.pooled import Pooled
-from agent.replay import CPU, Device, DeviceError, OutOfMemory, Port, Replayer, ReplayError, batching
+from agent.replay import CPU, Device, DeviceError, NoMemory, OutOfMemory, Port, Replayer, ReplayError, batching
 from agent.replay.batching import Tensors
 
 Build = Callable[[Device, Instrumented], Replayer]
@@ -136,7 +136,8 @@ class Engine:
 
     def _yield(self, error: DeviceError, size: int, group: ProbeGroup) -> None:
         """Makes room for the same requests to be run again; raises ``error`` where there is none to make."""
-        step = self._pressure.failed(size, self._clock(), memory=isinstance(error, OutOfMemory))
+        too_large = isinstance(error, OutOfMemory) and not isinstance(error, NoMemory)
+        step = self._pressure.failed(size, self._clock(), memory=too_large)
         if step == "give_up":
             raise error
         if step == "cpu":
@@ -148,7 +149,7 @@ class Engine:
             self._observer.out_of_memory(size, str(error))
 
     def _tell(self, error: DeviceError, batch: int) -> None:
-        if isinstance(error, OutOfMemory):
+        if isinstance(error, OutOfMemory) and not isinstance(error, NoMemory):
             self._observer.out_of_memory(batch, str(error))
         self._observer.moved(self.provider, str(error), gave_up_gpu=True)
 

@@ -24,7 +24,7 @@ class ModelGauges:
         self._gave_up_gpu = False
         self._absent: set[str] = set()
         self._lock = threading.Lock()  # the replay thread moves what the models thread forgets
-        metrics.out_of_memory_total.labels(model)
+        metrics.out_of_memory_total.labels(model, version)
 
     def show(self, provider: str, calibration: Calibration) -> None:
         """The version is served now."""
@@ -32,7 +32,7 @@ class ModelGauges:
         with self._lock:
             self._provider = provider
             self._metrics.model_info.labels(*labels, provider).set(1)
-            self._metrics.gpu_fallback.labels(self._model).set(float(self._gave_up_gpu))
+            self._metrics.gpu_fallback.labels(self._model, self._version).set(float(self._gave_up_gpu))
             ratio = float("nan") if calibration.ratio is None else calibration.ratio
             self._metrics.capture_overhead_ratio.labels(*labels).set(ratio)
             self._metrics.probe_groups.labels(*labels).set(len(calibration.groups))
@@ -46,17 +46,18 @@ class ModelGauges:
                 self._metrics.capture_overhead_ratio.remove(self._model, self._version)
                 self._metrics.probe_groups.remove(self._model, self._version)
                 self._metrics.absent_probes.remove(self._model, self._version)
+                self._metrics.gpu_fallback.remove(self._model, self._version)
                 self._provider = None
 
     def out_of_memory(self, batch: int, reason: str) -> None:
-        self._metrics.out_of_memory_total.labels(self._model).inc()
+        self._metrics.out_of_memory_total.labels(self._model, self._version).inc()
         log.warning("replay.out_of_memory", model=self._model, version=self._version, batch=batch, reason=reason)
 
     def moved(self, provider: str, reason: str, *, gave_up_gpu: bool) -> None:
         with self._lock:
             self._gave_up_gpu = gave_up_gpu
             if self._provider is not None:
-                self._metrics.gpu_fallback.labels(self._model).set(float(gave_up_gpu))
+                self._metrics.gpu_fallback.labels(self._model, self._version).set(float(gave_up_gpu))
                 self._metrics.model_info.remove(self._model, self._version, self._provider)
                 self._metrics.model_info.labels(self._model, self._version, provider).set(1)
                 self._provider = provider

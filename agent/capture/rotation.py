@@ -1,7 +1,7 @@
 """One session for each group of probes, each in its turn.
 
-Where all groups' sessions fit into memory they take turns batch by batch. Else only one lives, and a turn is so long
-that building the next costs little beside it.
+Where all groups' sessions fit into memory they take turns batch by batch. Else, or once the agent's memory refuses one,
+only one lives, and a turn is so long that building the next costs little beside it.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Generic, Protocol, TypeVar
 
 from agent.capture.groups import ProbeGroup
+from agent.replay import NoMemory
 
 _BUILD_SHARE_OF_REPLAY = 0.05
 _BUILD_SHARE_OF_TIME = 0.01
@@ -67,10 +68,21 @@ class Rotation(Generic[S]):
             if not self._resident:
                 self._sessions.clear()  # before the new one is built: the memory is for one
             begin = self._clock()
-            self._sessions[self._turn] = self._build(self.group)
+            self._sessions[self._turn] = self._built()
             self._begin = self._clock()
             self._build_seconds = self._begin - begin
         return self._sessions[self._turn]
+
+    def _built(self) -> S:
+        """A session; where there is no memory for one beside the others, they live one at a time from now on."""
+        try:
+            return self._build(self.group)
+        except NoMemory:
+            if not self._sessions:
+                raise
+        self._sessions.clear()
+        self._resident = False
+        return self._build(self.group)
 
     def release(self) -> None:
         """Forgets every session; they are built again when they are needed."""

@@ -8,10 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from agent.datatypes import NUMPY
 from agent.replay import Port
-
-_FLOATS = {"FP16": np.float16, "FP32": np.float32, "FP64": np.float64}
-_WHOLE = {f"{sign}INT{bits}": np.dtype(f"{sign.lower()}int{bits}") for sign in ("", "U") for bits in (8, 16, 32, 64)}
 
 
 def synthetic(
@@ -27,12 +25,9 @@ def synthetic(
     for port in ports:
         axis = batch_axes.get(port.name, 0)
         shape = [known if known > 0 else batch if place == axis else extent for place, known in enumerate(port.shape)]
-        if port.datatype in _FLOATS:
-            made[port.name] = rng.standard_normal(shape).astype(_FLOATS[port.datatype])
-        elif port.datatype in _WHOLE:
-            made[port.name] = np.full(shape, fill, _WHOLE[port.datatype])
-        elif port.datatype == "BOOL":
-            made[port.name] = np.full(shape, bool(fill))
-        else:
+        dtype = NUMPY.get(port.datatype)
+        if dtype is None:
             raise ValueError(f"no values of type {port.datatype} can be made up for input {port.name}")
+        values = rng.standard_normal(shape).astype(dtype) if dtype.kind == "f" else np.full(shape, fill, dtype)
+        made[port.name] = values
     return made

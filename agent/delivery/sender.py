@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from typing import TypeVar
 
 import structlog
 
@@ -15,6 +16,7 @@ from agent.delivery.windowing import ClosedWindow, Slot
 from agent.instrument import Instrumented
 
 log = structlog.get_logger()
+T = TypeVar("T")
 
 
 class Sender:
@@ -93,25 +95,17 @@ class Sender:
                 self._post_comparison(names, replace(item if number == 0 else wire.probes_only(item), probes=(probe,)))
 
     def _comparison_parts(self, items: Iterable[wire.ProbeComparison]) -> Iterator[tuple[wire.ProbeComparison, ...]]:
-        """As `_parts`."""
-        part: list[wire.ProbeComparison] = []
-        room = self._max_message_bytes
-        for item in items:
-            size = wire.estimated_comparison_size(item)
-            if part and size > room:
-                yield tuple(part)
-                part, room = [], self._max_message_bytes
-            part.append(item)
-            room -= size
-        if part:
-            yield tuple(part)
+        return self._fitting(items, wire.estimated_comparison_size)
 
     def _parts(self, items: Iterable[wire.ProbeWindow]) -> Iterator[tuple[wire.ProbeWindow, ...]]:
+        return self._fitting(items, lambda item: wire.estimated_size(item.summary))
+
+    def _fitting(self, items: Iterable[T], size_of: Callable[[T], int]) -> Iterator[tuple[T, ...]]:
         """Runs of probes that fit a message together; a probe too large by itself goes alone."""
-        part: list[wire.ProbeWindow] = []
+        part: list[T] = []
         room = self._max_message_bytes
         for item in items:
-            size = wire.estimated_size(item.summary)
+            size = size_of(item)
             if part and size > room:
                 yield tuple(part)
                 part, room = [], self._max_message_bytes

@@ -17,25 +17,26 @@ from onnx import TensorProto, helper
 from agent.instrument.axes import Axes, batch_symbol, input_axes
 from agent.instrument.bodies import Inner, inner_activations, probe_bodies
 from agent.instrument.candidates import Candidate, candidates, inputs, outputs, source
-from agent.instrument.cost import Cost, own_work, per_request
 from agent.instrument.errors import InstrumentError
 from agent.instrument.files import ModelFile, SessionModel, open_model
 from agent.instrument.graph import Graph
 from agent.instrument.pooled import PooledOutputs
 from agent.instrument.pooling import Pooling, PoolSource
-from agent.instrument.quantized import KEEP_INT8
+from agent.instrument.quantized import KEEP_INT8, stem
+from agent.instrument.sizes import Sizes, per_request
 from agent.instrument.types import Infer, tensor_types
 from agent.wire import NotProbed, Probe
 
 __all__ = [
-    "Cost",
     "InstrumentError",
     "Instrumented",
     "ModelFile",
     "PooledOutputs",
     "SessionModel",
+    "Sizes",
     "instrument",
     "open_model",
+    "stem",
 ]
 
 
@@ -63,8 +64,8 @@ class Instrumented:
     """The original outputs, in order."""
     batch_axes: Mapping[str, int | None]
     """Of each input, the axis along which requests are stacked; None for one that all requests share."""
-    cost: Cost
-    """What pooling is estimated to cost."""
+    sizes: Sizes
+    """Of the probed tensors."""
     _inlined: onnx.ModelProto
     _chosen: tuple[_Chosen, ...]
 
@@ -79,7 +80,7 @@ class Instrumented:
     @property
     def elements(self) -> Mapping[str, int | None]:
         """By probe name: elements of the probed tensor per request, None where an extent is free."""
-        return self.cost.elements
+        return self.sizes.elements
 
     @property
     def request_axes(self) -> Mapping[str, int]:
@@ -139,8 +140,8 @@ def _instrumented(file: ModelFile, proto: onnx.ModelProto, graph: Graph, infer: 
     elements = {item.probe.name: _elements(graph, item) for item in chosen}
     dense = {item.probe.name: item.source.dense for item in chosen}
     given = frozenset(item.probe.name for item in chosen if item.probe.kind == "input" and item.source.given)
-    cost = Cost(elements, dense, given, *own_work(graph, batch))
-    empty = Instrumented(file, proto, (), tuple(not_probed), {}, (), stacked, cost, proto, chosen)
+    sizes = Sizes(elements, dense, given)
+    empty = Instrumented(file, proto, (), tuple(not_probed), {}, (), stacked, sizes, proto, chosen)
     return _assembled(file, proto, chosen, empty)
 
 

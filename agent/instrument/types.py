@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import onnx
 from onnx import TensorProto, helper, shape_inference
 
+from agent.datatypes import ONNX, RUNTIME
+
 Extent = int | str | None
 """A known extent, a symbol such as "N", or None for unknown."""
 
@@ -23,18 +25,7 @@ FLOATS = frozenset({TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, 
 """Element types whose values are real numbers."""
 
 _SMALL = 64  # initializers of more elements shape no tensor, so they may become inputs
-_ELEM_TYPES = {
-    "tensor(float)": TensorProto.FLOAT,
-    "tensor(float16)": TensorProto.FLOAT16,
-    "tensor(bfloat16)": TensorProto.BFLOAT16,
-    "tensor(double)": TensorProto.DOUBLE,
-    "tensor(bool)": TensorProto.BOOL,
-    "tensor(string)": TensorProto.STRING,
-} | {
-    f"tensor({sign}int{bits})": TensorProto.DataType.Value(f"{sign.upper()}INT{bits}")
-    for sign in ("", "u")
-    for bits in (8, 16, 32, 64)
-}
+_ELEM_TYPES = {RUNTIME[name]: TensorProto.DataType.Value(onnx_name) for name, onnx_name in ONNX.items()}
 
 
 @dataclass(frozen=True, slots=True)

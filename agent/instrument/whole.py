@@ -46,6 +46,11 @@ class Exposed:
     inner: bool
     """Whether a tensor is fetched that is no output of the other model."""
 
+    @property
+    def weight_bytes(self) -> int:
+        """About how much memory one session takes for its weights."""
+        return self.file.size
+
     def session_model(self) -> AbstractContextManager[SessionModel]:
         """What a session is made of; good inside the block."""
         return self.file.session_model(self.light, {KEEP_INT8: "1"} if self.inner else {})

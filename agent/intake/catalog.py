@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from agent.budget.shares import ModelKey
 from agent.intake.oip import TensorSpec
 
 
@@ -20,12 +21,17 @@ class ModelMetadata:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
 
+    @property
+    def key(self) -> ModelKey:
+        """Model and version."""
+        return self.name, self.version
+
 
 class Catalog(Protocol):
     """Asked on the event loop for every request: answers from memory, never blocks."""
 
     def version(self, model: str, version: str | None) -> ModelMetadata | None:
-        """One version, or the version that is served where `version` is None; None where there is no such."""
+        """One version, or the server's default where `version` is None; None where there is no such."""
 
     def models(self) -> Sequence[ModelMetadata]:
         """All loaded versions of all models, ascending by name and version."""

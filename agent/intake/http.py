@@ -2,7 +2,8 @@
 
 Before the answer a request costs only this: its body is read within bounds, a number is drawn, and, if it is in the
 sample, it is offered to the queue. Nothing is parsed or decompressed. The outputs in the answer are empty: the agent
-observes, it does not serve. With `X-Reluscope-Validate: 1` a request is parsed first, for setting up a new client.
+observes, it does not serve. With `X-Reluscope-Validate: 1` a request is parsed first, for setting up a new client;
+meanwhile it counts against the queue's bound, with what it unpacks to.
 
 The server's responses may be mirrored too, to `.../response` with the id of their request; and both may come as the
 CloudEvents that KServe's logger sends.
@@ -23,11 +24,12 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from agent.intake.catalog import Catalog, ModelMetadata, describe
-from agent.intake.oip import Limits, OipError, parse_request
+from agent.intake.oip import Limits, OipError, parse_request, unpacked_size
 from agent.intake.queue import ByteQueue, Captured
 from agent.metrics import CONTENT_TYPE, AgentMetrics
 from agent.rates.pairs import Arrival
-from agent.rates.sampling import Sampler, id_at_head, id_of_response
+from agent.rates.samplers import Samplers
+from agent.rates.sampling import id_at_head, id_of_response
 
 _EVENT_TYPE = "org.kubeflow.serving.inference."
 """Followed by "request" or "response": https://kserve.github.io/website/docs/model-serving/predictive-inference/logger"""
@@ -38,7 +40,7 @@ _OVERHEAD = 512
 def build_app(
     catalog: Catalog,
     queue: ByteQueue[Captured],
-    sampler: Sampler,
+    samplers: Samplers,
     metrics: AgentMetrics,
     limits: Limits,
     clock: Callable[[], float] = time.time,
@@ -49,7 +51,7 @@ def build_app(
     ``on_response`` gets the responses to requests of the sample. It is called on the event loop: it may not block and
     may not raise.
     """
-    intake = _Intake(catalog, queue, sampler, metrics, limits, clock, on_response)
+    intake = _Intake(catalog, queue, samplers, metrics, limits, clock, on_response)
     routes = [
         Route("/", intake.event, methods=["POST"]),
         Route("/v2", intake.server, methods=["GET"]),
@@ -72,7 +74,7 @@ class _Intake:
         self,
         catalog: Catalog,
         queue: ByteQueue[Captured],
-        sampler: Sampler,
+        samplers: Samplers,
         metrics: AgentMetrics,
         limits: Limits,
         clock: Callable[[], float],
@@ -80,7 +82,7 @@ class _Intake:
     ) -> None:
         self._catalog = catalog
         self._queue = queue
-        self._sampler = sampler
+        self._samplers = samplers
         self._metrics = metrics
         self._limits = limits
         self._clock = clock
@@ -114,24 +116,38 @@ class _Intake:
             header_length = _header_length(request)
             encoding = _encoding(request)
             body = await self._receive(request)
+            weight = len(body) + unpacked_size(body, encoding, self._limits.max_decompressed_bytes) + _OVERHEAD
             if request.headers.get("x-reluscope-validate") == "1":
-                async with self._validating:  # one at a time: this is for people, not for traffic
-                    await asyncio.to_thread(
-                        parse_request, body, header_length, model.inputs, encoding=encoding, limits=self._limits
-                    )
+                await self._validate(model, body, header_length, encoding, weight)
         except OipError as error:
             return self._rejected(model, error)
         body_id = id_at_head(body) if encoding is None and header_length != 0 else None
-        arrival = self._sampler.request(model.name, header_id or body_id)
+        arrival = self._samplers.of(model.key).request(model.name, header_id or body_id)
         if arrival.kept:
             self._metrics.sampled_total.labels(model.name).inc()
             captured = self._captured(model, body, header_length, encoding, arrival)
-            if not self._queue.offer(captured, len(body) + _OVERHEAD):
+            if not self._queue.offer(captured, weight, captured.key):
                 self._metrics.dropped_total.labels("queue_full").inc()
+                self._metrics.overflowed_total.labels(*captured.key).inc()
         answer: dict[str, Any] = {"model_name": model.name, "model_version": model.version, "outputs": []}
         if body_id is not None:
             answer["id"] = body_id
         return _json(answer)
+
+    async def _validate(
+        self, model: ModelMetadata, body: bytes, header_length: int | None, encoding: str | None, weight: int
+    ) -> None:
+        """Raises OipError where the request could not be replayed, HTTPException where there is no room to look."""
+        if not self._queue.hold(weight):
+            self._metrics.dropped_total.labels("queue_full").inc()
+            raise HTTPException(503, "no room to validate now: the queue is full; try again, or raise --queue-mib")
+        try:
+            async with self._validating:  # one at a time: this is for people, not for traffic
+                await asyncio.to_thread(
+                    parse_request, body, header_length, model.inputs, encoding=encoding, limits=self._limits
+                )
+        finally:
+            self._queue.release(weight)
 
     async def _take_response(self, request: Request, model: ModelMetadata, header_id: str | None) -> Response:
         self._metrics.responses_total.labels(model.name).inc()
@@ -149,7 +165,7 @@ class _Intake:
             return _json(
                 {"error": 'a response needs the id of its request: X-Request-Id, or "id" early in its JSON'}, 400
             )
-        arrival = self._sampler.response(model.name, response_id)
+        arrival = self._samplers.of(model.key).response(model.name, response_id)
         if arrival is not None:
             self._on_response(self._captured(model, body, header_length, encoding, arrival))
         return _json({"model_name": model.name, "model_version": model.version})

@@ -37,10 +37,13 @@ __all__ = [
     "decompress",
     "parse_request",
     "parse_response",
+    "unpacked_size",
 ]
 
 # A string, a bracket, or a quote that opens a string without end. Possessive, so that no input makes it backtrack.
 _TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[{}]|"', re.DOTALL)
+_DEFLATE_RATIO = 1032
+_GZIP = b"\x1f\x8b"
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,10 +167,46 @@ def decompress(body: bytes, encoding: str | None, max_bytes: int) -> bytes:
     return data
 
 
+def unpacked_size(body: bytes, encoding: str | None, max_bytes: int) -> int:
+    """The most bytes that a body may unpack to, without unpacking it; 0 where it is not packed, or is no such stream.
+
+    gzip says so in its last four bytes (RFC 1952), and a stream that holds more is refused; deflate does not say, but
+    cannot make more than 1032 of one byte (https://zlib.net/zlib_tech.html).
+
+    Raises:
+        OipError: "too_large", where the stream says that it holds more than `max_bytes`.
+    """
+    if encoding == "deflate":
+        return min(_DEFLATE_RATIO * len(body), max_bytes)
+    if encoding != "gzip" or not body.startswith(_GZIP):
+        return 0
+    size = int.from_bytes(body[-4:], "little")
+    if size > max_bytes:
+        raise OipError("too_large", f"the gzip body decompresses to more than {max_bytes} bytes")
+    return size
+
+
 def _unpacked(body: bytes, encoding: str | None, limits: Limits) -> bytes:
     if len(body) > limits.max_body_bytes:
         raise OipError("too_large", f"the body has {len(body)} bytes, more than {limits.max_body_bytes}")
+    try:
+        announced = unpacked_size(body, encoding, limits.max_decompressed_bytes)
+    except OipError:  # or what looks like its end is none, which is said then
+        return decompress(body, encoding, limits.max_decompressed_bytes)
+    if encoding == "gzip":
+        return _of_announced_size(body, encoding, announced)
     return decompress(body, encoding, limits.max_decompressed_bytes)
+
+
+def _of_announced_size(body: bytes, encoding: str, size: int) -> bytes:
+    """Never makes more than the stream says it holds: that is what was counted."""
+    try:
+        return decompress(body, encoding, size)
+    except OipError as error:
+        if error.reason != "too_large":
+            raise
+        message = f"the {encoding} body holds more than the {size} bytes that its end says"
+        raise OipError("bad_encoding", message) from error
 
 
 def _json_length(body: bytes, header_length: int | None, limits: Limits) -> int:

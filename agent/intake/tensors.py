@@ -10,28 +10,14 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from agent.datatypes import NUMPY
+
 Reason = Literal[
     "bad_encoding", "bad_header", "bad_json", "bad_request", "binary_size", "bytes_tensor", "data", "datatype",
     "missing_input", "missing_output", "shape", "shared_memory", "too_large", "unknown_input",
     "unknown_output",
 ]  # fmt: skip
 """A metric label: bounded."""
-
-DTYPES: dict[str, np.dtype[Any]] = {
-    "BOOL": np.dtype("?"),
-    "UINT8": np.dtype("u1"),
-    "UINT16": np.dtype("<u2"),
-    "UINT32": np.dtype("<u4"),
-    "UINT64": np.dtype("<u8"),
-    "INT8": np.dtype("i1"),
-    "INT16": np.dtype("<i2"),
-    "INT32": np.dtype("<i4"),
-    "INT64": np.dtype("<i8"),
-    "FP16": np.dtype("<f2"),
-    "FP32": np.dtype("<f4"),
-    "FP64": np.dtype("<f8"),
-}
-"""OIP datatype to numpy's. BYTES (strings) and BF16 have no place here: such tensors are refused."""
 
 
 class OipError(ValueError):
@@ -62,9 +48,9 @@ def dtype_of(spec: TensorSpec, datatype: Any) -> np.dtype[Any]:
         raise OipError(
             "datatype", f"{spec.role} {spec.name!r} has datatype {_short(datatype)}, the model {spec.datatype}"
         )
-    if datatype not in DTYPES:
+    if datatype not in NUMPY:
         raise OipError("datatype", f"{spec.role} {spec.name!r}: datatype {datatype} is not supported")
-    return DTYPES[datatype]
+    return NUMPY[datatype]
 
 
 def shape_of(spec: TensorSpec, shape: Any) -> tuple[int, ...]:

@@ -6,7 +6,7 @@ from typing import Literal
 
 FailureReason = Literal[
     "baseline_unusable", "served_changed", "run_failed", "bad_response", "other_version", "holdout_unusable",
-    "internal",
+    "no_memory", "internal",
 ]  # fmt: skip
 """A metric label: bounded."""
 

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from agent.intake.tensors import DTYPES, TensorSpec
+from agent.datatypes import NUMPY
+from agent.intake.tensors import TensorSpec
 from agent.replay.batching import Axes, Tensors, cut
 from agent.serving.repository import digest
 
@@ -78,9 +79,17 @@ def check_classes(path: Path, labels: NDArray[np.int64], classes: int) -> None:
         raise HoldoutError(f"{path}: label {wrong[0]}, but the model has classes 0 to {classes - 1}")
 
 
+def unpacked_size(path: Path) -> int:
+    """Bytes of the arrays in the file, as it says; 0 where it is none, which reading it then says."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return sum(info.file_size for info in archive.infolist())
+    except (OSError, zipfile.BadZipFile):
+        return 0
+
+
 def _arrays(path: Path, max_bytes: int) -> dict[str, NDArray[Any]]:
-    with zipfile.ZipFile(path) as archive:
-        size = sum(info.file_size for info in archive.infolist())
+    size = unpacked_size(path)
     if size > max_bytes:
         raise HoldoutError(
             f"{path}: {size} bytes unpacked, more than {max_bytes}; use fewer examples or raise --holdout-mib"
@@ -114,7 +123,7 @@ def _input(path: Path, spec: TensorSpec, array: NDArray[Any] | None, axis: int |
     )
     if not fits:
         raise HoldoutError(f"{path}: {spec.name!r} has shape {list(array.shape)}, the model wants {list(wanted)}")
-    dtype = DTYPES.get(spec.datatype)
+    dtype = NUMPY.get(spec.datatype)
     if dtype is None:
         raise HoldoutError(f"{path}: the model's input {spec.name!r} is {spec.datatype}, which cannot be held out")
     floats = array.dtype.kind == "f" and dtype.kind == "f"  # float64 is what numpy makes; the model's type decides

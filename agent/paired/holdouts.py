@@ -15,33 +15,44 @@ from pathlib import Path
 import structlog
 
 from agent import wire
+from agent.budget.duty import Duty, DutyLimits
+from agent.budget.memory import NoRoom
+from agent.budget.pace import Pace
+from agent.budget.shares import ModelKey
 from agent.delivery.sender import Sender
 from agent.metrics import AgentMetrics
 from agent.paired.baselines import HOLDOUT_FILE, Baseline, Stamp, holdout_of, reference_of
 from agent.paired.errors import PairedError
-from agent.paired.holdout import Holdout, HoldoutError, check_classes, read_holdout
+from agent.paired.holdout import Holdout, HoldoutError, check_classes, read_holdout, unpacked_size
 from agent.paired.pairing import Pairing, Template
 from agent.paired.settings import PairedSettings
-from agent.serving.models import Served
+from agent.serving.models import Served, be_nice
 
 log = structlog.get_logger()
 
-_State = tuple[str, str, tuple[Path, Stamp] | None, Baseline | None]
-"""What a holdout's result depends on: version, digest, the holdout's file and the reference model's."""
+_POLL_SECONDS = 0.25
+_RETRY_MS = 60_000
+"""Before a holdout that memory had no room for is tried again."""
+
+_State = tuple[str, tuple[Path, Stamp] | None, Baseline | None]
+"""What a version's result depends on: its digest, the holdout's file and the reference model's."""
+
+
+class _NotNow(Exception):
+    """The holdout was interrupted, or has no room: it is run later, if it still is of interest then."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Told:
     """A result that was sent, of which model file, and when it was sent last."""
 
-    version: str
     digest: str
     comparison: wire.Comparison
     at_ms: int
 
 
 class Holdouts:
-    """Runs in the thread that watches the repository; `refresh` is its only entry."""
+    """`offer` is called by the loop that watches the repository; all work is in `run`, a thread of its own."""
 
     def __init__(
         self,
@@ -50,55 +61,90 @@ class Holdouts:
         metrics: AgentMetrics,
         stop: threading.Event,
         clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+        duty: Duty | None = None,
     ) -> None:
-        """``stop`` is looked at between batches; a holdout that was interrupted is not sent."""
+        """``stop`` is looked at between batches; a holdout that was interrupted is not sent.
+
+        ``duty`` is the agent's; where there is none, holdouts never rest.
+        """
         self._settings = settings
         self._sender = sender
         self._metrics = metrics
         self._stop = stop
         self._clock_ms = clock_ms
-        self._done: dict[str, _State] = {}
-        self._told: dict[str, _Told] = {}
+        self._duty = duty or Duty(DutyLimits(1.0, kept=1.0))
+        self._done: dict[ModelKey, _State] = {}
+        self._told: dict[ModelKey, _Told] = {}
+        self._retry_ms: dict[ModelKey, int] = {}
+        self._offered: Mapping[ModelKey, Served] = {}
+        self._changed = threading.Event()
 
-    def refresh(self, served: Mapping[str, Served]) -> None:
-        """Runs the holdouts of models that are new or whose files have changed. Never raises."""
-        for model in self._done.keys() - served.keys():
-            self._forget(model, self._done.pop(model)[0])
-            self._told.pop(model, None)
-        for model, item in list(served.items()):
+    def offer(self, served: Mapping[ModelKey, Served]) -> None:
+        """These versions are served now."""
+        self._offered = served
+        self._changed.set()
+
+    def run(self, stop: threading.Event) -> None:
+        """Looks at what is served, and at the files beside it, after each look at the repository, until stopped."""
+        be_nice(self._settings.nice)
+        while not stop.is_set():
+            if self._changed.wait(_POLL_SECONDS):
+                self._changed.clear()
+                self.refresh(self._offered)
+
+    def refresh(self, served: Mapping[ModelKey, Served]) -> None:
+        """Runs the holdouts of versions that are new or whose files have changed. Never raises."""
+        self._offered = served
+        for key in self._done.keys() - served.keys():
+            del self._done[key]
+            self._forget(*key)
+            self._told.pop(key, None)
+        for key in self._retry_ms.keys() - served.keys():
+            del self._retry_ms[key]
+        for (model, version), item in served.items():
             if self._stop.is_set():
                 return
             try:
-                self._refresh(model, item)
-            except Exception:  # whatever is wrong with a holdout may not keep the next version from being loaded
-                log.exception("holdout.failed", model=model, version=item.entry.version)
+                self._refresh(item)
+            except Exception:  # whatever is wrong with a holdout may not keep the others from being run
+                log.exception("holdout.failed", model=model, version=version)
                 self._metrics.paired_failed_total.labels(model, "holdout", "internal").inc()
 
-    def _refresh(self, model: str, served: Served) -> None:
-        entry = served.entry
-        found = holdout_of(entry)
-        reference = reference_of(entry, self._settings.compare_previous) if found is not None else None
-        state: _State = (entry.version, served.digest, found, reference)
-        before, told = self._done.get(model), self._told.get(model)
+    def _gone(self, served: Served) -> bool:
+        """Whether the version was replaced or removed, or the agent stops: its holdout is of no interest any more."""
+        return self._stop.is_set() or self._offered.get(served.entry.key) is not served
+
+    def _refresh(self, served: Served) -> None:
+        key = served.entry.key
+        found = holdout_of(served.entry)
+        reference = reference_of(served.entry, self._settings.compare_previous) if found is not None else None
+        state: _State = (served.digest, found, reference)
+        before, told = self._done.get(key), self._told.get(key)
         if before == state:
             if told is not None and self._clock_ms() - told.at_ms >= 1000 * self._settings.holdout_repeat_seconds:
                 self._tell(served, _now(told.comparison, self._clock_ms()))
             return
-        self._done[model] = state  # also where it fails: it is tried again when a file changes
-        self._told.pop(model, None)
+        if self._clock_ms() < self._retry_ms.get(key, 0):
+            return
+        try:
+            comparison = None if found is None else self._measured(served, found[0], reference)
+        except _NotNow:
+            return
+        self._done[key] = state  # also where it fails: it is tried again when a file changes
+        self._told.pop(key, None)
+        self._retry_ms.pop(key, None)
         if before is not None:
-            self._forget(model, before[0])
-        comparison = None if found is None else self._measured(served, found[0], reference)
+            self._forget(*key)
         if comparison is not None:
             self._tell(served, comparison)
             self._export(served, comparison)
-        elif told is not None and (told.version, told.digest) == (entry.version, served.digest):
+        elif told is not None and told.digest == served.digest:
             self._withdraw(served, told.comparison)
 
     def _tell(self, served: Served, comparison: wire.Comparison) -> None:
         model, version, digest = served.entry.model, served.entry.version, served.digest
         self._sender.comparison(model, version, digest, comparison)
-        self._told[model] = _Told(version, digest, comparison, self._clock_ms())
+        self._told[served.entry.key] = _Told(digest, comparison, self._clock_ms())
 
     def _withdraw(self, served: Served, comparison: wire.Comparison) -> None:
         """Sends a run of no requests, which stands for the former one: its files are gone, or cannot be used now."""
@@ -110,17 +156,34 @@ class Holdouts:
         log.info("holdout.withdrawn", model=model, version=version)
 
     def _measured(self, served: Served, path: Path, reference: Baseline | None) -> wire.Comparison | None:
-        """The comparison; None where the files cannot be used, which is logged, or the agent is stopping."""
+        """The comparison; None where the files cannot be used, which is logged. Raises _NotNow."""
+        entry = served.entry
         try:
             return self._measure(served, path, reference)
         except (HoldoutError, PairedError) as error:
-            model, reason = served.entry.model, error.reason if isinstance(error, PairedError) else "holdout_unusable"
-            self._metrics.paired_failed_total.labels(model, "holdout", reason).inc()
-            log.error("holdout.failed", model=model, version=served.entry.version, reason=str(error))
+            reason = error.reason if isinstance(error, PairedError) else "holdout_unusable"
+            self._metrics.paired_failed_total.labels(entry.model, "holdout", reason).inc()
+            log.error("holdout.failed", model=entry.model, version=entry.version, reason=str(error))
+            if reason == "no_memory":
+                self._retry_ms[entry.key] = self._clock_ms() + _RETRY_MS
+                raise _NotNow from error
             return None
 
-    def _measure(self, served: Served, path: Path, reference: Baseline | None) -> wire.Comparison | None:
-        """The comparison; None where the agent is stopping."""
+    def _measure(self, served: Served, path: Path, reference: Baseline | None) -> wire.Comparison:
+        memory = self._settings.device.memory
+        if memory is None:
+            return self._compared(served, path, reference)
+        try:
+            # Twice: as they are in the file, and as the model takes them.
+            lease = memory.ram.lease("holdout", 2 * min(unpacked_size(path), self._settings.holdout_bytes))
+        except NoRoom as error:
+            raise PairedError("no_memory", str(error)) from error
+        try:
+            return self._compared(served, path, reference)
+        finally:
+            lease.release()
+
+    def _compared(self, served: Served, path: Path, reference: Baseline | None) -> wire.Comparison:
         entry = served.entry
         holdout = read_holdout(
             path, served.metadata.inputs, served.instrumented.batch_axes, self._settings.holdout_bytes
@@ -128,26 +191,30 @@ class Holdouts:
         template = Template("holdout", HOLDOUT_FILE, holdout.digest, served.engine.provider)
         beside = "" if reference is None else reference.label
         try:
-            pairing = Pairing(served, reference, self._settings, replace(template, reference=beside))
+            named = replace(template, reference=beside)
+            pairing = Pairing(served, reference, self._settings, named, owner="holdout")
         except PairedError as error:
             if reference is None:
                 raise
             # The served model's accuracy is worth having without its reference.
             self._metrics.paired_failed_total.labels(entry.model, "holdout", error.reason).inc()
             log.error("holdout.reference_unusable", model=entry.model, version=entry.version, reason=str(error))
-            pairing = Pairing(served, None, self._settings, template)
+            pairing = Pairing(served, None, self._settings, template, owner="holdout")
         begin = self._clock_ms()
-        total = self._run(pairing, path, holdout, (begin, begin + 1))
-        return None if total is None else replace(total, end_ms=max(self._clock_ms(), begin + 1))
+        with Pace(self._duty, "holdout", entry.key, lambda: self._gone(served)) as pace:
+            total = self._run(pairing, path, holdout, (begin, begin + 1), pace)
+        return replace(total, end_ms=max(self._clock_ms(), begin + 1))
 
-    def _run(self, pairing: Pairing, path: Path, holdout: Holdout, span: tuple[int, int]) -> wire.Comparison | None:
+    def _run(
+        self, pairing: Pairing, path: Path, holdout: Holdout, span: tuple[int, int], pace: Pace
+    ) -> wire.Comparison:
         total: wire.Comparison | None = None
         step = self._settings.max_batch
         group = 0
         while True:
             for start in range(0, len(holdout.labels), step):
-                if self._stop.is_set():
-                    return None
+                if pace.step():
+                    raise _NotNow
                 inputs = holdout.rows(start, start + step)
                 outcome = pairing.run(inputs, span, labels=holdout.labels[start : start + step])
                 if start == 0 and group == 0:
@@ -155,7 +222,7 @@ class Holdouts:
                 part = outcome.comparison if group == 0 else _inner_probes(outcome.comparison, pairing)
                 total = part if total is None else wire.merge(total, part)
             group += 1
-            if group >= len(pairing.groups):
+            if total is not None and group >= len(pairing.groups):
                 return total
             pairing.advance()
 

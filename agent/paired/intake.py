@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import structlog
 
+from agent.budget.shares import FairShares, ModelKey
 from agent.intake.queue import ByteQueue, Captured
 from agent.metrics import AgentMetrics
 from agent.paired.responses import Joiner
@@ -58,7 +59,11 @@ class PairedIntake:
         self._rng = rng or np.random.default_rng()
         self._trickle = Trickle(sample_rate, settings.rate, settings.per_minute, monotonic)
         # A minute's worth of items at most: what waits longer is stale.
-        self._queue: ByteQueue[Task] = ByteQueue(settings.queue_bytes, settings.per_minute)
+        self._queue: ByteQueue[Task] = ByteQueue(
+            settings.queue_bytes, settings.per_minute, lambda task: self.drop("queue_share")
+        )
+        self._shares = FairShares()
+        self._held = 0
         self._joiner: Joiner[Task, Captured] = Joiner(settings.join_bytes, settings.join_seconds, self.drop, monotonic)
         metrics.paired_queue_bytes.set_function(lambda: float(self._queue.depth()[1]))
         metrics.paired_join_bytes.set_function(lambda: float(self._joiner.depth()[1]))
@@ -93,9 +98,20 @@ class PairedIntake:
             self._metrics.paired_failed_total.labels(response.model, "served_response", "internal").inc()
 
     def take(self, timeout: float) -> Task | None:
-        """The oldest task; waits for one up to ``timeout`` seconds."""
+        """A task of the model version that has used least time; waits for one up to ``timeout`` seconds."""
         self.expire()
-        return next(iter(self._queue.take(1, timeout)), None)
+        taken = self._queue.take_turn(self._shares.choose, lambda key, others: 1, timeout)
+        if taken is None:
+            return None
+        _, (task,), nbytes = taken
+        self._held = nbytes
+        return task
+
+    def done(self, key: ModelKey, seconds: float) -> None:
+        """The task that was taken last took so long; its memory counts no longer."""
+        self._queue.release(self._held)
+        self._held = 0
+        self._shares.charge(key, seconds)
 
     def expire(self) -> None:
         """Drops what has waited for its other half for too long."""
@@ -110,7 +126,8 @@ class PairedIntake:
         self._metrics.paired_dropped_total.labels(reason).inc()
 
     def _enqueue(self, task: Task) -> None:
-        if not self._trickle.take(1):
+        key = task.served.entry.key
+        if not self._trickle.take(1, key):
             self.drop("rate")
-        elif not self._queue.offer(task, task.nbytes):
+        elif not self._queue.offer(task, task.nbytes, key):
             self.drop("queue_full")

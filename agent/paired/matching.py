@@ -12,8 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from agent import wire
-
-_SUFFIXES = ("_QuantizeLinear_Output", "_QuantizeLinear_Input", "_DequantizeLinear_Output", "_quantized")
+from agent.instrument import stem
 
 
 class NamedTensors(Protocol):
@@ -82,13 +81,6 @@ def compared_probes(probes: Sequence[wire.Probe], outputs: Sequence[str]) -> Ite
     for place, name in enumerate(output for output in outputs if output not in probed):
         unique = name if name not in names else f"{name}:output"
         yield wire.Probe(unique, "Output", name, None, 0, "output", len(probes) + place, False)
-
-
-def stem(tensor: str) -> str:
-    """A tensor's name without what quantizers append to it."""
-    for suffix in _SUFFIXES:
-        tensor = tensor.removesuffix(suffix)
-    return tensor
 
 
 def with_channels(probe: wire.Probe, shape: Sequence[int]) -> wire.Probe:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +21,7 @@ from agent.paired.matching import Pair, Unmatched, compared_probes, match
 from agent.paired.settings import PairedSettings
 from agent.paired.side import Side
 from agent.paired.sums import Tolerance
-from agent.replay import CPU, Device, ReplayError, batching, output_types
+from agent.replay import CPU, Device, NoMemory, ReplayError, batching, output_types
 from agent.replay.batching import Tensors
 from agent.replay.rows import Drawn
 from agent.serving.models import Served
@@ -59,6 +61,8 @@ class Pairing:
         baseline: Baseline | None,
         settings: PairedSettings,
         template: Template | None = None,
+        make_room: Callable[[], bool] = lambda: False,
+        owner: Literal["paired", "holdout"] = "paired",
     ) -> None:
         """Loads and matches the models.
 
@@ -67,11 +71,14 @@ class Pairing:
             baseline: None to run the served side alone, for its outputs.
             settings: the bounds.
             template: what the comparisons say; None to follow from ``baseline``.
+            make_room: called where the agent's memory refuses a session; whether something was freed for it.
+            owner: whose work it is.
 
         Raises:
             PairedError: one of the files cannot be used.
         """
-        self._settings = settings
+        self._settings = settings = replace(settings, device=settings.device.owned(owner))
+        self._make_room = make_room
         self._axes = served.instrumented.batch_axes
         self._fixed = served.engine.batch_size
         self._tensor_axes = request_axes(served.instrumented)
@@ -126,16 +133,31 @@ class Pairing:
         self._group = group % len(self.groups)
         pairs = self.groups[self._group].pairs
         try:
-            self._served.open(list(dict.fromkeys([*self._outputs, *(pair.probe.tensor for pair in pairs)])))
+            self._open(self._served, [*self._outputs, *(pair.probe.tensor for pair in pairs)])
             if self._baseline is not None:
-                self._baseline.open(list(dict.fromkeys(pair.baseline_tensor for pair in pairs)))
+                self._open(self._baseline, [pair.baseline_tensor for pair in pairs])
         except (InstrumentError, ReplayError, OSError) as error:
-            self.groups = ()  # the next run tries from the beginning
-            raise PairedError("run_failed", str(error)) from error
+            self.close()  # the next run tries from the beginning
+            raise PairedError("no_memory" if isinstance(error, NoMemory) else "run_failed", str(error)) from error
         self.template = replace(self.template, provider=self._served.provider)
         if self.template.kind == "cpu_provider" and self._served.provider == CPU:
-            self.groups = ()
+            self.close()
             raise PairedError("run_failed", "onnxruntime put the served side on the CPU too; is the GPU's memory full?")
+
+    def close(self) -> bool:
+        """Frees the sessions, which the next run opens again; False where none was open."""
+        self.groups, self._elements = (), 0
+        closed = [side.close() for side in (self._served, self._baseline) if side is not None]
+        return any(closed)
+
+    def _open(self, side: Side, tensors: list[str]) -> None:
+        while True:
+            try:
+                side.open(list(dict.fromkeys(tensors)))
+                return
+            except NoMemory:
+                if not self._make_room():
+                    raise
 
     def advance(self) -> None:
         """Goes on to the next group, where there are several."""

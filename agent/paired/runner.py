@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import structlog
 
 from agent import wire
+from agent.budget.duty import Duty, DutyLimits
+from agent.budget.shares import ModelKey
 from agent.delivery.sender import Sender
 from agent.intake.oip import OipError, parse_response
 from agent.metrics import AgentMetrics
@@ -59,6 +62,7 @@ class Paired:
         metrics: AgentMetrics,
         clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
         monotonic: Callable[[], float] = time.monotonic,
+        duty: Duty | None = None,
     ) -> None:
         """``sample_rate`` is the agent's; the other arguments are as for `agent.serving.worker.Worker`."""
         self._settings = settings
@@ -66,44 +70,54 @@ class Paired:
         self._sender = sender
         self._metrics = metrics
         self._clock_ms = clock_ms
-        self._targets: dict[str, _Target] = {}
-        self._loaded: dict[tuple[str, BaselineKind], _Loaded] = {}
-        self._left_out: dict[tuple[str, BaselineKind], dict[str, str]] = {}
+        self._duty = duty or Duty(DutyLimits(settings.duty_cycle), monotonic)
+        self._targets: dict[ModelKey, _Target] = {}
+        self._loaded: OrderedDict[tuple[ModelKey, BaselineKind], _Loaded] = OrderedDict()
+        self._left_out: dict[tuple[ModelKey, BaselineKind], dict[str, str]] = {}
         self.intake = PairedIntake(settings, sample_rate, metrics, self._has_baseline, monotonic)
         """What intake and replay talk to."""
 
-    def refresh(self, served: Mapping[str, Served]) -> None:
-        """Looks for the baselines of the models that are served now. Called after each look at the repository."""
+    def refresh(self, served: Mapping[ModelKey, Served]) -> None:
+        """Looks for the baselines of the versions that are served now. Called after each look at the repository."""
         targets = {}
-        for model, item in list(served.items()):
+        for key, item in served.items():
             baselines = []
             if self._settings.rate > 0:
                 try:
                     reference = reference_of(item.entry, self._settings.compare_previous)
                 except OSError as error:  # the version's folder is being removed
-                    log.warning("paired.repository_unreadable", model=model, reason=str(error))
+                    log.warning("paired.repository_unreadable", model=key[0], version=key[1], reason=str(error))
                     reference = None
                 baselines = [reference] if reference is not None else []
                 if item.engine.provider != CPU:
                     baselines.append(cpu_of(item.entry))
-            targets[model] = _Target(item, tuple(baselines))
+            targets[key] = _Target(item, tuple(baselines))
         self._targets = targets
 
     def run(self, stop: threading.Event) -> None:
         """Compares until stopped, within its duty cycle, then hands over the windows that are still open."""
         be_nice(self._settings.nice)
-        duty = self._settings.duty_cycle
         while not stop.is_set():
+            if (seconds := self._duty.delay("paired")) > 0:
+                self._rest(seconds, stop)
+                continue
             task = self.intake.take(_POLL_SECONDS)
-            begin = time.monotonic()
             if task is not None:
-                self._process(task)
+                self._account(task)
             self._unload_gone()
             self._send(self._windows.close(self._clock_ms()))
-            busy = time.monotonic() - begin if task is not None else 0.0
-            self._rest(busy * (1 / duty - 1), stop)
         self.intake.close()
         self._send(self._windows.drain())
+
+    def _account(self, task: Task) -> None:
+        """Compares, and pays for the time that it takes."""
+        key, begin = task.served.entry.key, time.monotonic()
+        try:
+            self._process(task)
+        finally:
+            seconds = time.monotonic() - begin
+            self._duty.charge("paired", key, seconds)
+            self.intake.done(key, seconds)
 
     def _rest(self, seconds: float, stop: threading.Event) -> None:
         """Does no comparing for so long, but what has to be done in time; returns early when stopped."""
@@ -114,11 +128,11 @@ class Paired:
             self._send(self._windows.close(self._clock_ms()))
 
     def _has_baseline(self, served: Served) -> bool:
-        target = self._targets.get(served.entry.model)
+        target = self._targets.get(served.entry.key)
         return target is not None and bool(target.baselines)
 
     def _process(self, task: Task) -> None:
-        target = self._targets.get(task.served.entry.model)
+        target = self._targets.get(task.served.entry.key)
         if target is None or target.served is not task.served:
             self.intake.drop("model_gone")  # replaced while the request waited
             return
@@ -162,9 +176,10 @@ class Paired:
 
     def _note_left_out(self, source: ServedVersion, kind: BaselineKind, left_out: dict[str, str]) -> None:
         """Counts the probes that are not compared, and logs them where they are not the same as before."""
-        self._metrics.paired_unmatched_probes.labels(source.model, kind).set(len(left_out))
-        if self._left_out.get((source.model, kind), {}) != left_out:
-            self._left_out[source.model, kind] = left_out
+        key = (source.model, source.version)
+        self._metrics.paired_unmatched_probes.labels(*key, kind).set(len(left_out))
+        if self._left_out.get((key, kind), {}) != left_out:
+            self._left_out[key, kind] = left_out
             if not left_out:
                 log.info("paired.all_compared", model=source.model, version=source.version, kind=kind)
                 return
@@ -195,21 +210,22 @@ class Paired:
 
     def _pairing(self, served: Served, kind: BaselineKind, baseline: Baseline | None) -> Pairing | None:
         """The pairing, made when it is first needed; None where it cannot be made of these files."""
-        key, made_of = (served.entry.model, kind), (served.entry.version, served.digest, baseline)
+        key, made_of = (served.entry.key, kind), (served.entry.version, served.digest, baseline)
         loaded = self._loaded.get(key)
         if loaded is not None and loaded.made_of == made_of:
+            self._loaded.move_to_end(key)
             return loaded.pairing
         self._loaded.pop(key, None)  # first, so that old and new are not in memory together
         try:
-            pairing = Pairing(served, baseline, self._settings)
+            pairing = Pairing(served, baseline, self._settings, make_room=lambda: self._unload_oldest(key))
         except PairedError as error:
-            log.error("paired.unusable", model=key[0], version=served.entry.version, kind=kind, reason=str(error))
+            log.error("paired.unusable", model=served.entry.model, version=made_of[0], kind=kind, reason=str(error))
             self._loaded[key] = _Loaded(made_of, None)
             return None
         self._loaded[key] = _Loaded(made_of, pairing)
         log.info(
             "paired.loaded",
-            model=key[0],
+            model=served.entry.model,
             version=served.entry.version,
             kind=kind,
             baseline=pairing.template.baseline,
@@ -221,7 +237,15 @@ class Paired:
     def _unload_gone(self) -> None:
         for key in [key for key in self._loaded if key[0] not in self._targets]:
             del self._loaded[key]
-            self._left_out.pop(key, None)
+            if self._left_out.pop(key, None) is not None:
+                self._metrics.paired_unmatched_probes.remove(*key[0], key[1])
+
+    def _unload_oldest(self, but: tuple[ModelKey, BaselineKind]) -> bool:
+        """Closes the sessions of the pairing that was not used for longest, to have their memory; False if none is."""
+        for key, loaded in self._loaded.items():
+            if key != but and loaded.pairing is not None and loaded.pairing.close():
+                return True
+        return False
 
     def _failed(self, model: str, kind: str, reason: str, message: str | None = None) -> None:
         self._metrics.paired_failed_total.labels(model, kind, reason).inc()

@@ -41,6 +41,11 @@ class Side:
         self._session = None
         self._session = FullSession(self.graph().expose(tensors), self._device)
 
+    def close(self) -> bool:
+        """Frees the session; False where none was open."""
+        was_open, self._session = self._session is not None, None
+        return was_open
+
     def sizes(self, tensors: Sequence[str], inputs: Tensors, axes: Axes) -> dict[str, int]:
         """Bytes per request of each of the tensors, as far as it follows from the shapes of the inputs."""
         requests = max(count(inputs, axes), 1)

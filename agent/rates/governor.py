@@ -9,16 +9,21 @@ nested, so that a lower rate only thins the sample out.
     demand > 0.95             rate falls to a demand of 0.9, at most to a tenth in one step
     demand < 0.8              rate rises by 10 %, not beyond a demand of 0.9
     between                   rate stays: no hunting
+
+Each model version has a rate of its own. What one may take is a level, the same for all: the light take less, and what
+they leave goes to the heavy. So traffic or slow runs of one thin out its own sample, and no other's.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass as settings
 
+from agent.budget.shares import ModelKey, level
 from agent.options import SECTION, Option
 
 _AIM = 0.9
@@ -34,10 +39,10 @@ _MEMORY = 0.5
 
 @settings(frozen=True, slots=True, config=SECTION)
 class Budgets:
-    """What replay may take."""
+    """What replay may take: all of it, or that of one model version."""
 
     duty_cycle: float = Field(default=0.25, ge=0.001, le=1)
-    """Largest share of time in replay."""
+    """Largest share of time in work of all kinds: replay, comparing, holdouts, timing."""
     requests_per_second: Annotated[float | None, Field(gt=0), Option("max_requests_per_second", default="no limit")] = (
         None
     )
@@ -73,7 +78,7 @@ class Governor:
         """``rate`` is the one that the user set: never exceeded."""
         self._most = rate
         self._rate = rate
-        self._budgets = budgets
+        self.allow(budgets.duty_cycle, budgets.requests_per_second)
         self._last: Reading | None = None
         self._seen_per_second: float | None = None
         self._cost: float | None = None
@@ -81,6 +86,17 @@ class Governor:
     @property
     def rate(self) -> float:
         return self._rate
+
+    @property
+    def wanted(self) -> tuple[float, float]:
+        """What the rate that the user set would take: the share of time, and requests per second."""
+        per_second = (self._seen_per_second or 0.0) * self._most
+        return per_second * (self._cost or 0.0), per_second
+
+    def allow(self, duty_cycle: float, requests_per_second: float | None) -> None:
+        """What may be taken from now on."""
+        self._duty_cycle = duty_cycle
+        self._requests_per_second = requests_per_second
 
     def step(self, now: Reading) -> float:
         """The sampling rate from now on."""
@@ -101,9 +117,9 @@ class Governor:
 
     def _demand(self, now: Reading, overflowed: bool) -> float:
         sampled_per_second = (self._seen_per_second or 0.0) * self._rate
-        demand = sampled_per_second * (self._cost or 0.0) / self._budgets.duty_cycle
-        if self._budgets.requests_per_second is not None:
-            demand = max(demand, sampled_per_second / self._budgets.requests_per_second)
+        demand = sampled_per_second * (self._cost or 0.0) / self._duty_cycle
+        if self._requests_per_second is not None:
+            demand = max(demand, sampled_per_second / self._requests_per_second)
         if overflowed and demand <= _FALL_ABOVE:
             # Only where the sum above does not see it: requests that are few, large, or come in bursts.
             return _OVERFLOW
@@ -113,18 +129,40 @@ class Governor:
         return demand
 
 
+class Governors:
+    """A governor for each model version, and what each is allowed."""
+
+    def __init__(self, rate: float, budgets: Budgets) -> None:
+        """``rate`` and ``budgets`` are the user's: of every version, and of all together."""
+        self._rate = rate
+        self._budgets = budgets
+        self._governors: dict[ModelKey, Governor] = {}
+        self._at: float | None = None
+
+    def step(self, at: float, readings: Mapping[ModelKey, Reading], duty_cycle: float) -> dict[ModelKey, float]:
+        """The sampling rates from now, ``at`` (seconds), on, where replay may take ``duty_cycle`` of the time."""
+        for key in self._governors.keys() - readings.keys():
+            del self._governors[key]
+        for key in readings:
+            if key not in self._governors:
+                self._governors[key] = Governor(self._rate, self._budgets)
+                if self._at is not None:  # it began since
+                    self._governors[key].step(Reading(self._at, 0, 0, 0, 0, 0, 0.0, 0.0))
+        self._at = at
+        wanted = {key: governor.wanted for key, governor in self._governors.items()}
+        time_level = level({key: busy for key, (busy, _) in wanted.items()}, duty_cycle)
+        requests = self._budgets.requests_per_second
+        if requests is not None:
+            requests = level({key: per_second for key, (_, per_second) in wanted.items()}, requests)
+        for governor in self._governors.values():
+            governor.allow(time_level, requests)
+        return {key: self._governors[key].step(reading) for key, reading in readings.items()}
+
+
 def effective_ratio(first: Reading, last: Reading) -> float | None:
     """The share of the requests that arrived between two readings that was replayed; None where none arrived."""
     arrived = last.seen - first.seen
     return min(1.0, (last.replayed - first.replayed) / arrived) if arrived > 0 else None
-
-
-def rest_seconds(busy_seconds: float, taken: int, budgets: Budgets) -> float:
-    """How long replay rests after it worked on ``taken`` requests, so that neither budget is ever exceeded."""
-    rest = busy_seconds * (1 / budgets.duty_cycle - 1)
-    if budgets.requests_per_second is not None:
-        rest = max(rest, taken / budgets.requests_per_second - busy_seconds)
-    return rest
 
 
 def _averaged(before: float | None, newest: float) -> float:

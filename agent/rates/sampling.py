@@ -69,14 +69,7 @@ def id_at_head(body: bytes) -> str | None:
 
     Looks at the first kilobyte only: this runs before the answer, parsing does not.
     """
-    found = _ID_AT_HEAD.match(body, 0, _HEAD)
-    if found is None:
-        return None
-    try:
-        value: str = orjson.loads(found[1])
-    except orjson.JSONDecodeError:
-        return None
-    return value or None
+    return _text(_ID_AT_HEAD.match(body, 0, _HEAD))
 
 
 def id_of_response(body: bytes) -> str | None:
@@ -84,7 +77,11 @@ def id_of_response(body: bytes) -> str | None:
 
     Servers put it before or behind the model's name. Looks at the first kilobyte only, as `id_at_head` does.
     """
-    found = _ID_AMONG_FIRST.match(body, 0, _HEAD)
+    return _text(_ID_AMONG_FIRST.match(body, 0, _HEAD))
+
+
+def _text(found: re.Match[bytes] | None) -> str | None:
+    """The JSON string that was matched; None where it is empty or none."""
     if found is None:
         return None
     try:

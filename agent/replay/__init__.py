@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from agent.replay.errors import DeviceError, OutOfMemory, ReplayError
+from agent.replay.errors import DeviceError, NoMemory, OutOfMemory, ReplayError
 from agent.replay.full import FullSession
 from agent.replay.providers import CPU, Device, Provider, resolve
 from agent.replay.session import Port, Replayer
@@ -13,6 +13,7 @@ __all__ = [
     "Device",
     "DeviceError",
     "FullSession",
+    "NoMemory",
     "OutOfMemory",
     "Port",
     "Provider",

@@ -30,6 +30,10 @@ class OutOfMemory(DeviceError):
     """The device has no room for the model or the batch: a smaller batch may run."""
 
 
+class NoMemory(OutOfMemory):
+    """The agent's own budget of memory refuses the session: a smaller batch changes nothing, time may."""
+
+
 def replay_error(what: str, error: Exception) -> ReplayError:
     """The ReplayError, DeviceError or OutOfMemory that an exception from onnxruntime means.
 

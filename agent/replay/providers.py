@@ -15,16 +15,17 @@ CUDA's options, by onnxruntime's documentation (execution-providers/CUDA-Executi
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import onnxruntime as ort
-from pydantic import Field
+from pydantic import Field, InstanceOf
 from pydantic.dataclasses import dataclass as settings
 
+from agent.budget.owner import Owner, SessionMemory
 from agent.options import INTERNAL, MIB, SECTION, Option
 from agent.replay.errors import ReplayError
 
@@ -49,11 +50,20 @@ class Device:
     threads: Annotated[int, Option(default="half the cores")] = Field(default_factory=_spare_threads, ge=1)
     """CPU threads of replay."""
     gpu_mem_limit: Annotated[int, Option("gpu_mem_limit_mib", unit=MIB)] = Field(default=2048 * MIB, ge=1)
-    """GPU memory for replay of a model."""
+    """Most GPU memory for the sessions of one model version."""
     provider: Provider = "auto"
     """Where to replay; auto: CUDA where there is, else the CPU."""
     engine_cache: Annotated[Path | None, INTERNAL] = None
     """Folder for TensorRT's built engines, so that a restart does not build them again."""
+    memory: Annotated[InstanceOf[SessionMemory] | None, INTERNAL] = None
+    """What all sessions of the process lease their memory from; None for no limit but each session's own."""
+    owner: Annotated[Owner, INTERNAL] = "replay"
+    """For whose work sessions are."""
+
+    def owned(self, owner: Owner) -> Device:
+        """The same for some kind of work, with no more GPU memory than its fair share is now."""
+        limit = self.gpu_mem_limit if self.memory is None else min(self.gpu_mem_limit, self.memory.gpu_share)
+        return replace(self, owner=owner, gpu_mem_limit=limit)
 
     @property
     def has_gpu(self) -> bool:
@@ -135,14 +145,24 @@ def session_options(device: Device) -> Any:
     # A memory pattern takes one block for all activations of a run beside the one that found the pattern out.
     options.enable_mem_pattern = False
     # One arena for all sessions, so that the groups of a model that take turns use the same memory.
-    _share_arena()
+    _share_arena(0 if device.memory is None else device.memory.activations)
     options.add_session_config_entry("session.use_env_allocators", "1")
     # Weights stay out of it: the arena never gives memory back, and would grow with every version that is loaded.
     options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
     return options
 
 
-@cache
-def _share_arena() -> None:
-    memory = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
-    ort.create_and_register_allocator(memory, None)
+_shared: list[int] = []
+"""The limit of the process's arena, once there is one: it cannot be changed."""
+_sharing = threading.Lock()
+
+
+def _share_arena(limit: int) -> None:
+    """The first call decides on the limit, in bytes; 0 for none."""
+    with _sharing:
+        if _shared:
+            return
+        memory = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+        # -1 leaves onnxruntime its defaults.
+        ort.create_and_register_allocator(memory, ort.OrtArenaCfg(limit, -1, -1, -1) if limit else None)
+        _shared.append(limit)

@@ -11,21 +11,17 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from agent.budget.owner import Owner, SessionMemory
+from agent.datatypes import RUNTIME
 from agent.instrument import Instrumented, SessionModel
 from agent.instrument.pooled import Pooled
 from agent.replay import batching
 from agent.replay.batching import Tensors
 from agent.replay.errors import DeviceError, replay_error
+from agent.replay.leases import SessionLeases
 from agent.replay.providers import CPU, Device, Provider, load_libraries, resolve, session_options, with_options
 
-_DATATYPES = {
-    "tensor(float)": "FP32",
-    "tensor(float16)": "FP16",
-    "tensor(double)": "FP64",
-    "tensor(bool)": "BOOL",
-    "tensor(string)": "BYTES",
-    "tensor(bfloat16)": "BF16",
-} | {f"tensor({sign}int{bits})": f"{sign.upper()}INT{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)}
+_DATATYPES = {runtime: name for name, runtime in RUNTIME.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +44,13 @@ class Replayer:
         gpu_mem_limit: int,
         provider: Provider = "auto",
         engine_cache: Path | None = None,
+        memory: SessionMemory | None = None,
+        owner: Owner = "replay",
     ) -> None:
         """The arguments are those of `Device`.
 
         Raises ReplayError where onnxruntime cannot load the model or lacks the provider, DeviceError where the device
-        does not work, OutOfMemory where the model does not fit there.
+        does not work, OutOfMemory where the model does not fit there, NoMemory where the agent may take no more.
         """
         self._pooled = instrumented.pooled
         self.misfits: dict[str, str] = {}
@@ -61,7 +59,8 @@ class Replayer:
         self._original = frozenset(instrumented.outputs)
         names = dict.fromkeys(name for one in instrumented.pooled.values() for name in one.names)
         self._fetched = [name for name in names if name not in instrumented.batch_axes]
-        self._session = open_session(instrumented, Device(threads, gpu_mem_limit, provider, engine_cache))
+        device = Device(threads, gpu_mem_limit, provider, engine_cache, memory, owner)
+        self._session = open_session(instrumented, device)
         if not self._fetched:
             self._fetched = list(instrumented.outputs)
 
@@ -74,6 +73,8 @@ class Replayer:
             gpu_mem_limit=device.gpu_mem_limit,
             provider=device.provider,
             engine_cache=device.engine_cache,
+            memory=device.memory,
+            owner=device.owner,
         )
 
     @property
@@ -149,11 +150,31 @@ def quiet() -> Any:
 
 
 class _HasModel(Protocol):
+    @property
+    def weight_bytes(self) -> int: ...
     def session_model(self) -> AbstractContextManager[SessionModel]: ...
 
 
 def open_session(model_of: _HasModel, device: Device) -> Any:
-    """An onnxruntime session on a device; raises ReplayError as `Replayer` does."""
+    """An onnxruntime session on a device; raises ReplayError as `Replayer` does.
+
+    It holds a lease of the device's memory for as long as it lives.
+    """
+    try:
+        weight_bytes = model_of.weight_bytes
+    except OSError as error:
+        raise replay_error("cannot load the model", error) from error
+    leases = SessionLeases(device, weight_bytes)
+    try:
+        session = _open(model_of, leases.device)
+    except Exception:
+        leases.release()
+        raise
+    leases.keep(session, on_gpu=session.get_providers()[0] != CPU)
+    return session
+
+
+def _open(model_of: _HasModel, device: Device) -> Any:
     name = resolve(device.provider)
     load_libraries(name)
     if device.engine_cache is not None and name != CPU:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import stat
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+from agent.budget.shares import ModelKey
 
 MODEL_FILE = "model.onnx"
 
@@ -29,29 +31,46 @@ class Entry:
     stamp: Stamp
     """Changes when the file, or any file beside it, does, without reading them."""
 
+    @property
+    def key(self) -> ModelKey:
+        """Model and version."""
+        return self.model, self.version
+
     def of(self, names: Collection[str]) -> Stamp:
         """The part of the stamp that speaks of the files with these names."""
         return tuple(one for one in self.stamp if one[0] in names)
 
 
-def scan(root: Path) -> dict[str, Entry]:
-    """The highest numbered version of every model, as Triton's default version policy serves it.
+Choose = Callable[[Mapping[str, Collection[str]]], Mapping[str, Collection[str]]]
+"""Of the versions by model, those that are wanted."""
+
+
+def highest(present: Mapping[str, Collection[str]]) -> Mapping[str, Collection[str]]:
+    """The highest numbered version of every model, as Triton serves it where nothing else is said."""
+    return {model: [max(versions, key=int)] for model, versions in present.items()}
+
+
+def scan(root: Path, choose: Choose = highest) -> dict[ModelKey, Entry]:
+    """The wanted versions of every model, by model and version.
 
     Folders without a model file are passed over, as is what goes while it is looked at: both are being written. Raises
     RepositoryError where ``root`` is no folder.
     """
     if not root.is_dir():
         raise RepositoryError(f"{root}: no such folder; --repository takes <model>/<version>/{MODEL_FILE} below it")
-    found: dict[str, Entry] = {}
+    there: dict[str, dict[str, Path]] = {}
     for path in root.glob(f"*/*/{MODEL_FILE}"):
         model, version = path.parts[-3:-1]
-        if not version.isdecimal():
-            continue
-        newest = found.get(model)
-        if newest is None or int(version) > int(newest.version):
+        # As Triton does, versions with leading zeros are passed over: 01 would be 1.
+        if version.isascii() and version.isdecimal() and str(int(version)) == version and path.is_file():
+            there.setdefault(model, {})[version] = path
+    found: dict[ModelKey, Entry] = {}
+    for model, versions in sorted(choose({model: paths.keys() for model, paths in there.items()}).items()):
+        for version in versions:
+            path = there[model][version]
             entry = Entry(model, version, path, _stamp(path.parent))
             if entry.of((MODEL_FILE,)):
-                found[model] = entry
+                found[entry.key] = entry
     return found
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import threading
 import time
 import traceback
-from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from agent.budget.duty import Duty, DutyLimits
+from agent.budget.shares import FairShares, ModelKey
 from agent.capture.engine import EngineClosed
 from agent.delivery.sender import Sender
 from agent.delivery.windowing import Accumulator
@@ -19,17 +20,17 @@ from agent.instrument.pooled import Pooled
 from agent.intake.oip import Limits, OipError, parse_request
 from agent.intake.queue import ByteQueue, Captured
 from agent.metrics import AgentMetrics
-from agent.rates.governor import Budgets, rest_seconds
-from agent.rates.throttle import Meter
+from agent.rates.governor import Budgets
+from agent.rates.throttle import Meters
 from agent.repeats import Repeats
-from agent.replay import ReplayError, batching
+from agent.replay import NoMemory, ReplayError, batching
 from agent.replay.batching import Tensors
 from agent.replay.rows import Batch, Drawn, batches, draw, halves
 from agent.serving.models import Models, Served, be_nice
 
 _POLL_SECONDS = 0.25
-_DUTY_SECONDS = 10.0
-"""Over how long the duty cycle in the metrics is averaged."""
+_TURN_SECONDS = 0.5
+"""Of a version's turn where there are several: a slow model's runs are cut into smaller ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +47,10 @@ class WorkerSettings:
 
 
 class Worker:
-    """Replays what intake queued, within the budgets, and hands finished windows to the outbox."""
+    """Replays what intake queued, within the budgets, and hands finished windows to the outbox.
+
+    Model versions take turns, the one that has used least time first.
+    """
 
     def __init__(
         self,
@@ -58,9 +62,14 @@ class Worker:
         metrics: AgentMetrics,
         clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
         on_parsed: Callable[[Served, Captured, Tensors], None] = lambda served, item, inputs: None,
+        duty: Duty | None = None,
+        monotonic: Callable[[], float] = time.monotonic,
         rng: np.random.Generator | None = None,
     ) -> None:
-        """``on_parsed`` sees every request before it is replayed; it may not block and may not raise."""
+        """``on_parsed`` sees every request before it is replayed; it may not block and may not raise.
+
+        ``duty`` is the agent's; where there is none, replay keeps the duty cycle of the settings by itself.
+        """
         self._settings = settings
         self._on_parsed = on_parsed
         self._models = models
@@ -69,58 +78,78 @@ class Worker:
         self._sender = sender
         self._metrics = metrics
         self._clock_ms = clock_ms
+        self._duty = duty or Duty(DutyLimits(settings.budgets.duty_cycle), monotonic)
+        self._monotonic = monotonic
+        self._shares = FairShares()
+        self._not_before = monotonic()
         self._repeats = Repeats()
         self._rng = rng or np.random.default_rng()
-        self.meter = Meter()
+        self.meters = Meters()
 
     def run(self, stop: threading.Event) -> None:
         """Replays until stopped, then hands over the windows that are still open."""
         be_nice(self._settings.nice)
-        limit = self._settings.budgets.requests_per_second
-        # A second's worth at most, so that a low limit means small batches and not long pauses.
-        most = self._settings.max_batch if limit is None else max(1, min(self._settings.max_batch, int(limit)))
-        turns: deque[tuple[float, float]] = deque()
         while not stop.is_set():
-            begin = time.monotonic()
-            items = self._queue.take(most, _POLL_SECONDS)
-            taken = time.monotonic()
-            self._replay(items)
-            self._close_windows()
-            busy = time.monotonic() - taken
-            self.meter.taken += len(items)
-            self.meter.busy_seconds += busy
-            self._rest(rest_seconds(busy, len(items), self._settings.budgets), stop)
-            turns.append((begin, busy))
-            now = time.monotonic()
-            while len(turns) > 1 and turns[1][0] < now - _DUTY_SECONDS:
-                turns.popleft()
-            self._metrics.duty_cycle.set(duty(turns, now))
+            rest = self.turn(_POLL_SECONDS)
+            if rest > 0:
+                stop.wait(min(rest, _POLL_SECONDS))
         self._sender.windows(self._accumulator.drain())
 
-    def _rest(self, seconds: float, stop: threading.Event) -> None:
-        """Waits; windows that end meanwhile are sent all the same."""
-        until = time.monotonic() + seconds
-        while (left := until - time.monotonic()) > 0 and not stop.wait(min(left, _POLL_SECONDS)):
-            self._close_windows()
+    def turn(self, timeout: float) -> float:
+        """Replays one version's turn, if it may now and some come within ``timeout`` seconds.
+
+        Sends the windows that are due, always. Returns the seconds to rest before the next turn.
+        """
+        self._close_windows()
+        rest = max(self._not_before - self._monotonic(), self._duty.delay("replay"))
+        if rest > 0:
+            return rest
+        taken = self._queue.take_turn(self._shares.choose, self._most, timeout)
+        if taken is not None:
+            key, items, nbytes = taken
+            begin = self._monotonic()
+            try:
+                self._replay(key, items)
+            finally:
+                self._queue.release(nbytes)
+                self._account(key, len(items), begin)
+        self._close_windows()
+        return 0.0
+
+    def _account(self, key: ModelKey, requests: int, begin: float) -> None:
+        busy = self._monotonic() - begin
+        self._duty.charge("replay", key, busy)
+        self._shares.charge(key, busy)
+        meter = self.meters.of(key)
+        meter.taken += requests
+        meter.busy_seconds += busy
+        limit = self._settings.budgets.requests_per_second
+        if limit is not None:
+            self._not_before = begin + requests / limit
+
+    def _most(self, key: ModelKey, others_wait: bool) -> int:
+        """How many requests a turn takes."""
+        most, limit = self._settings.max_batch, self._settings.budgets.requests_per_second
+        if limit is not None:
+            # A second's worth at most, so that a low limit means small batches and not long pauses.
+            most = max(1, min(most, int(limit)))
+        meter = self.meters.read(key)
+        # Others that do not wait now may come while it runs. Of what is not known yet, one.
+        if others_wait or self._models.several:
+            most = min(most, int(_TURN_SECONDS * meter.taken / max(meter.busy_seconds, 1e-9)))
+        return max(1, most)
 
     def _close_windows(self) -> None:
         self._sender.windows(self._accumulator.close(self._clock_ms()))
 
-    def _replay(self, items: list[Captured]) -> None:
-        by_model: dict[str, list[Captured]] = {}
-        for item in items:
-            by_model.setdefault(item.model, []).append(item)
-        for model, group in by_model.items():
-            served = self._models.served(model)
-            if served is None:
-                self._metrics.dropped_total.labels("model_gone").inc(len(group))
-                continue
-            current = [item for item in group if item.version == served.entry.version]
-            # Requests to the former version, still queued when the new one was swapped in.
-            self._metrics.dropped_total.labels("model_gone").inc(len(group) - len(current))
-            self._replay_model(served, current)
+    def _replay(self, key: ModelKey, items: list[Captured]) -> None:
+        served = self._models.served(*key)
+        if served is None:  # replaced or removed while its requests waited
+            self._metrics.dropped_total.labels("model_gone").inc(len(items))
+            return
+        self._replay_version(served, items)
 
-    def _replay_model(self, served: Served, items: list[Captured]) -> None:
+    def _replay_version(self, served: Served, items: list[Captured]) -> None:
         axes, fixed = served.instrumented.batch_axes, served.engine.batch_size
         parsed: list[tuple[int, Drawn]] = []
         for item in items:
@@ -140,7 +169,7 @@ class Worker:
                 lost += self._run_batch(served, batch)
             except Exception as error:  # it may cost this batch, not the loop, other batches or other models
                 lost += self._broken(served, len(batch.kept), error)
-        self.meter.replayed += len(parsed) - (round(len(parsed) * lost / rows) if rows else 0)
+        self.meters.of(served.entry.key).replayed += len(parsed) - (round(len(parsed) * lost / rows) if rows else 0)
 
     def _broken(self, served: Served, rows: int, error: Exception) -> int:
         """Counts and logs what nobody foresaw; an error's text may quote values, so only its type is told."""
@@ -201,12 +230,17 @@ class Worker:
         except EngineClosed:
             self._metrics.dropped_total.labels("model_gone").inc(requests)
             return requests
+        except NoMemory as error:  # of sessions, so that smaller batches would not help
+            self._metrics.dropped_total.labels("no_memory").inc(requests)
+            self._repeats.warning("replay.no_memory", entry.key, model=entry.model, reason=str(error))
+            return requests
         except ReplayError as error:
             if requests > 1 and not batch.whole:
                 return sum(self._run_batch(served, half) for half in halves(batch, served.instrumented.batch_axes))
             self._metrics.rejected_total.labels(entry.model, "replay_failed").inc()
-            kind = (entry.model, entry.version)
-            self._repeats.warning("replay.failed", kind, model=entry.model, version=entry.version, reason=str(error))
+            self._repeats.warning(
+                "replay.failed", entry.key, model=entry.model, version=entry.version, reason=str(error)
+            )
             return requests
         self._metrics.replay_seconds.observe(time.perf_counter() - begin)
         kept = batch.kept
@@ -218,9 +252,3 @@ class Worker:
         self._accumulator.add(entry.model, entry.version, served.digest, probes, counted, batch.arrived_ms)
         self._metrics.replayed_total.labels(entry.model, entry.version).inc(requests)
         return 0
-
-
-def duty(turns: Iterable[tuple[float, float]], now: float) -> float:
-    """The share of time that was busy since the first of some turns, each (its begin, its busy seconds)."""
-    listed = list(turns)
-    return sum(busy for _, busy in listed) / max(now - listed[0][0], 1e-9) if listed else 0.0

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from agent.summary import Summary
 from agent.summary.histogram import Ints
 from agent.wire import Probe
-from detector.checks import words as evidence
+from detector.checks import words
 from detector.domain.finding import WORST, ChannelEvidence, Finding, Test
 from detector.statistics.correction import Mask
 from detector.statistics.dead import Dead
@@ -87,7 +87,7 @@ def _dead_finding(layer: LayerResult, verdict: RateVerdict) -> Finding:
     fall = dead.rate_reference - dead.rate
     worst = _worst(died, dead.p_value, fall)
     shown = tuple(
-        evidence.of_dead(layer.probe.name, dead, verdict.labels, verdict.needed, int(channel)) for channel in worst
+        words.of_dead(layer.probe.name, dead, verdict.labels, verdict.needed, int(channel)) for channel in worst
     )
     first, now = int(worst[0]), _shown_now(died, dead.p_value)
     labels = {name: int((verdict.labels == name).sum()) for name in ("newly_dead", "dormant", "dead_at_reference")}
@@ -96,7 +96,7 @@ def _dead_finding(layer: LayerResult, verdict: RateVerdict) -> Finding:
         "dead",
         died,
         shown,
-        summary=evidence.dead_sentence(layer.probe.name, labels, layer.current.channels, int(dead.n[first]), now),
+        summary=words.dead_sentence(layer.probe.name, labels, layer.current.channels, int(dead.n[first]), now),
         details={
             **labels,
             "active_rate": float(dead.rate[first]),
@@ -111,8 +111,7 @@ def _explosion_finding(layer: LayerResult) -> Finding:
     result = layer.explosion
     worst = _worst(layer.exploded, result.p_value, result.growth)
     shown = tuple(
-        evidence.of_explosion(layer.probe.name, result, layer.reference, layer.current, int(channel))
-        for channel in worst
+        words.of_explosion(layer.probe.name, result, layer.reference, layer.current, int(channel)) for channel in worst
     )
     now = _shown_now(layer.exploded, result.p_value)
     return _finding(
@@ -120,7 +119,7 @@ def _explosion_finding(layer: LayerResult) -> Finding:
         "explosion",
         layer.exploded,
         shown,
-        summary=evidence.explosion_sentence(layer.probe.name, result, layer.exploded, now),
+        summary=words.explosion_sentence(layer.probe.name, result, layer.exploded, now),
         details={
             "growth": shown[0].effect,
             "tail_growth": float(result.tail_growth[worst[0]]),
@@ -138,7 +137,7 @@ def _drift_finding(layer: LayerResult, drifted: Mask) -> Finding:
     worst = _worst(drifted, result.p_value, result.effect)
     distance = normed_wasserstein(layer.reference, layer.current, worst)
     shown = tuple(
-        evidence.of_drift(layer.probe.name, result, layer.reference, layer.current, int(channel), float(far))
+        words.of_drift(layer.probe.name, result, layer.reference, layer.current, int(channel), float(far))
         for channel, far in zip(worst, distance, strict=True)
     )
     first, now = int(worst[0]), _shown_now(drifted, result.p_value)
@@ -148,7 +147,7 @@ def _drift_finding(layer: LayerResult, drifted: Mask) -> Finding:
         "drift",
         drifted,
         shown,
-        summary=evidence.drift_sentence(layer.probe, int(drifted.sum()), result, first, psi, now),
+        summary=words.drift_sentence(layer.probe, int(drifted.sum()), result, first, psi, now),
         details={
             "psi": psi,
             "jensen_shannon": jensen_shannon,
@@ -162,8 +161,8 @@ def _drift_finding(layer: LayerResult, drifted: Mask) -> Finding:
 
 
 def _with_sparsity(finding: Finding, result: Sparsity) -> Finding:
-    summary = f"{finding.summary}; {evidence.sparsity_sentence(result)}"
-    return replace(finding, summary=summary, details=finding.details | evidence.sparsity_details(result))
+    summary = f"{finding.summary}; {words.sparsity_sentence(result)}"
+    return replace(finding, summary=summary, details=finding.details | words.sparsity_details(result))
 
 
 def _sparsity_finding(layer: LayerResult, result: Sparsity) -> Finding:
@@ -171,14 +170,14 @@ def _sparsity_finding(layer: LayerResult, result: Sparsity) -> Finding:
     shift = result.shift(layer.reference, layer.current)
     moved = np.argsort(-shift, kind="stable")[:WORST]
     shown = tuple(
-        evidence.of_sparsity(
+        words.of_sparsity(
             layer.probe.name, layer.drift, layer.reference, layer.current, int(channel), float(shift[channel])
         )
         for channel in moved
     )
     every = np.ones(layer.current.channels, np.bool_)
-    summary = f"{layer.probe.name}: {evidence.sparsity_sentence(result)}"
-    finding = _finding(layer, "sparsity", every, shown, summary, evidence.sparsity_details(result))
+    summary = f"{layer.probe.name}: {words.sparsity_sentence(result)}"
+    finding = _finding(layer, "sparsity", every, shown, summary, words.sparsity_details(result))
     return replace(
         finding,
         statistic=result.statistic,

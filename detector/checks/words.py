@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from agent.summary import Summary
 from agent.wire import Probe
 from detector.domain.finding import ChannelEvidence
-from detector.domain.words import p_text, percent
+from detector.domain.words import p_text, percent, points
 from detector.statistics.dead import Dead
 from detector.statistics.drift import PARTS, Drift
 from detector.statistics.explosion import Explosion
@@ -111,8 +111,8 @@ def of_sparsity(
 
 def sparsity_sentence(zeros: Sparsity) -> str:
     """What a layer's sparsity is, and what it may be."""
-    band = f"the band of the reference is {_points(zeros.low)} to {_points(zeros.high)} %"
-    text = f"{_points(zeros.value)} % zero in {zeros.n:,} requests; {band}"
+    band = f"the band of the reference is {points(zeros.low)} to {points(zeros.high)} %"
+    text = f"{points(zeros.value)} % zero in {zeros.n:,} requests; {band}"
     return text if zeros.outside else f"{text}, which earlier windows left"
 
 
@@ -172,8 +172,3 @@ def explosion_sentence(layer: str, result: Explosion, exploded: NDArray[np.bool_
         requests = int(result.nonfinite[lost].max())
         parts.append(f"{int(lost.sum())} of {channels} channels are not finite in up to {requests} requests")
     return f"{layer}: {'; '.join(parts)}"
-
-
-def _points(share: float) -> str:
-    """Percent without the sign, to a tenth of a point: bands of sparse layers are narrow."""
-    return f"{100 * share:.1f}".removesuffix(".0")

@@ -75,7 +75,7 @@ class _Agent:
 def _agents(group: ComparedGroup, settings: PairedSettings) -> list[_Agent]:
     """Tested one by one, so that a bad GPU does not vanish in a large fleet; corrected for their number."""
     parts = [joined([one for one in group.members if one.agent_id == name]) for name in group.agents]
-    p_values = [statistics.share_above(part.total.mismatched, part.total.n, settings.max_mismatch) for part in parts]
+    p_values = [statistics.above_limit(part.total.mismatched, part.total.n, settings.max_mismatch) for part in parts]
     rejected = benjamini_hochberg(np.array(p_values), settings.paired_level)
     return [
         _Agent(name, part, p_value, bool(bad))
@@ -96,6 +96,6 @@ def _first_mismatch(total: Comparison, output: Probe, settings: PairedSettings) 
     often = (
         item.probe
         for item in some
-        if statistics.share_above(item.mismatched, item.n, settings.max_mismatch) <= settings.paired_level
+        if statistics.above_limit(item.mismatched, item.n, settings.max_mismatch) <= settings.paired_level
     )
     return next(often, some[0].probe if some else output)

@@ -82,7 +82,7 @@ def _loss(total: Comparison, settings: PairedSettings) -> _Loss:
         differ=differ,
         lower=lower,
         upper=upper,
-        p_differ=statistics.share_above(differ, total.top1_n, settings.max_disagreement),
+        p_differ=statistics.above_limit(differ, total.top1_n, settings.max_disagreement),
         disagrees=lower > settings.max_disagreement,
         lost=lost,
         drop=drop,

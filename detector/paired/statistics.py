@@ -29,7 +29,7 @@ def mcnemar(only_a: Ints, only_b: Ints) -> Floats:
     return np.asarray(np.minimum(1.0, 2 * bdtr(np.minimum(only_a, only_b), discordant, 0.5)), np.float64)
 
 
-def share_above(k: int, n: int, limit: float) -> float:
+def above_limit(k: int, n: int, limit: float) -> float:
     """P(Binomial(n, limit) >= k): the one-sided exact p-value for "the share of requests is at most ``limit``"."""
     if k <= 0:
         return 1.0
@@ -39,7 +39,7 @@ def share_above(k: int, n: int, limit: float) -> float:
 def share_bounds(k: Ints, n: Ints, level: float) -> tuple[Floats, Floats]:
     """Exact one-sided bounds of the share k/n, each missed with a chance of at most ``level``; (0, 1) where n is 0.
 
-    Source: Clopper and Pearson, Biometrika 26 (1934). The lower bound is above a limit exactly where `share_above`
+    Source: Clopper and Pearson, Biometrika 26 (1934). The lower bound is above a limit exactly where `above_limit`
     is below ``level``.
     """
     lower = clopper_pearson_lower(k, n, 1 - level)

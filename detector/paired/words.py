@@ -52,7 +52,7 @@ def accuracy(total: Comparison, p_value: float) -> str:
     """What the served model gets right, and the baseline."""
     served, reference = total.served_correct / total.accuracy_n, total.baseline_correct / total.baseline_n
     return (
-        f"accuracy {100 * served:.1f} % against {100 * reference:.1f} % on {total.baseline_n} labelled requests "
+        f"accuracy {percent(served)} against {percent(reference)} on {total.baseline_n} labelled requests "
         f"({total.only_baseline_correct} lost, {total.only_served_correct} won; {p_text(p_value)})"
     )
 

@@ -12,6 +12,7 @@ from markupsafe import Markup
 from agent.summary import Summary
 from detector.domain.finding import NOT_BY_CHANNEL, PAIRED, Finding
 from detector.domain.slots import counted
+from detector.domain.words import percent
 from detector.report import paired, plots
 from detector.report.data import Layer, Report, ReportStore, gather
 from detector.report.queries import queries
@@ -64,7 +65,7 @@ def render(report: Report) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(number=plots.number, percent=plots.percent, decibels=plots.decibels, when=when)
+    environment.filters.update(number=plots.number, percent=percent, decibels=plots.decibels, when=when)
     axis = axis_of(report)
     spans = [(s.start.timestamp(), s.end.timestamp(), s.n) for s in report.spans]
     requests = sum(n for *_, n in spans)
@@ -140,7 +141,7 @@ def _shape(finding: Finding, channel: int, now: Summary, then: Summary | None) -
     what = "maximum" if exploded else "mean"
     caption = f"channel {channel}, pooled {what}"
     if a.zero or (b and b.zero):
-        caption += f"; exactly zero: {plots.percent(a.zero)}" + (f", reference {plots.percent(b.zero)}" if b else "")
+        caption += f"; exactly zero: {percent(a.zero)}" + (f", reference {percent(b.zero)}" if b else "")
     return caption, plots.overlay(a, b, edges, f"Distribution of {finding.layer}, {caption}")
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from markupsafe import Markup, escape
 
 from agent.summary.histogram import Floats, Histogram, bucket_bounds
+from detector.domain.words import NOTHING
 
 BUCKETS = 96
 """Points a line may have: more would be under two pixels apart."""
@@ -61,24 +62,16 @@ class Shape:
 def number(value: float | None) -> str:
     """Three significant digits, or a dash where there is no number."""
     if value is None or not math.isfinite(value):
-        return "–"
+        return NOTHING
     if value == 0 or 1e-3 <= abs(value) < 1e5:
         return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
     return f"{value:.0e}" if abs(value) < 1e-3 else f"{value:.2e}".replace("e+", "e")
 
 
-def percent(value: float | None) -> str:
-    """A share as a percentage with as many digits as it needs, or a dash."""
-    if value is None or not math.isfinite(value):
-        return "–"
-    shown = 100 * value
-    return f"{shown:.0f} %" if shown == round(shown) else f"{shown:.1f} %" if abs(shown) >= 0.1 else f"{shown:.1g} %"
-
-
 def decibels(value: float | None) -> str:
     """A ratio in dB; "∞" where nothing differs at all."""
     if value is None or math.isnan(value):
-        return "–"
+        return NOTHING
     return ("∞" if value > 0 else "-∞") if math.isinf(value) else f"{value:.1f} dB"
 
 

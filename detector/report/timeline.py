@@ -10,6 +10,7 @@ from itertools import pairwise
 from markupsafe import Markup
 
 from agent.summary import Summary
+from detector.domain.words import percent
 from detector.report import plots
 from detector.report.data import Report, active_share, dead_share, largest, mean
 from detector.report.plots import Axis, Band
@@ -127,7 +128,7 @@ def _chart(
     layer: str, what: str, line: Sequence[tuple[float, float]], axis: Axis, band: Band | None, step: float
 ) -> Markup:
     share = what.endswith("share")
-    show = plots.percent if share else plots.number
+    show = percent if share else plots.number
     label = f"{layer}, {what}: last {show(line[-1][1])}" if line else f"{layer}, {what}: no data"
     label += f", reference {show(band.low)} to {show(band.high)}" if band else ""
     return plots.spark(line, axis, band, label, step, share)

@@ -12,14 +12,15 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import Connection, Integer, any_, insert, literal, select, update
+from sqlalchemy import Connection, Integer, any_, literal, select
 from sqlalchemy.dialects.postgresql import ARRAY, TIMESTAMP
 from sqlalchemy.dialects.postgresql import insert as upsert_into
 
 from agent.wire import Comparison, Envelope, Probe, ProbeComparison
 from detector.domain.types import RefusedProbe
 from detector.store.merging import moment
-from detector.store.tables import COMPARISON_COUNTS, comparison_sources, comparisons, probe_comparisons, probes
+from detector.store.probes import ProbeKey, probe_ids
+from detector.store.tables import COMPARISON_COUNTS, comparison_sources, comparisons, probe_comparisons
 
 SourceKey = tuple[int, str, str, str, str, str, str]
 """Model version's id, kind, baseline, digest, reference, provider, agent."""
@@ -85,43 +86,16 @@ def _source_ids(connection: Connection, keys: Iterable[SourceKey]) -> dict[Sourc
 
 def _probe_ids(
     connection: Connection, items: Sequence[tuple[int, ProbeComparison]]
-) -> tuple[dict[tuple[int, str], int], dict[tuple[int, str], int | None]]:
-    """Ids and widths by (model version, layer): the stored width, else the first in the batch.
-
-    Unknown probes are made, unknown widths learned; how else known ones are described is for windows to say.
-    """
-    if not items:
-        return {}, {}
-    table = probes.c
-    rows = connection.execute(
-        select(table.id, table.model_version_id, table.name, table.channels).where(
-            table.model_version_id.in_({version_id for version_id, _ in items})
-        )
-    )
-    ids: dict[tuple[int, str], int] = {}
-    widths: dict[tuple[int, str], int | None] = {}
-    for row in rows:
-        ids[row.model_version_id, row.name] = row.id
-        widths[row.model_version_id, row.name] = row.channels
-    stored = dict(widths)
-    fresh: dict[tuple[int, str], Probe] = {}
+) -> tuple[dict[ProbeKey, int], dict[ProbeKey, int | None]]:
+    """Ids and widths; unknown probes are made; how known ones are described is for windows to say."""
+    told: dict[ProbeKey, Probe] = {}
+    widths: dict[ProbeKey, int] = {}
     for version_id, item in items:
         key = (version_id, item.probe.name)
-        widths[key] = widths.get(key) or len(item.only_served_active) or item.probe.channels
-        if key not in ids:
-            fresh[key] = item.probe
-    for key, width in widths.items():
-        if key in stored and stored[key] != width:
-            connection.execute(update(probes).where(table.id == ids[key]).values(channels=width))
-    if fresh:
-        names = ("name", "op", "tensor", "kind", "axis", "position", "exact_zero")
-        values = [
-            {"model_version_id": key[0], "channels": widths[key], **{name: getattr(probe, name) for name in names}}
-            for key, probe in fresh.items()
-        ]
-        made = connection.execute(insert(probes).returning(table.id, table.model_version_id, table.name), values)
-        ids.update({(row.model_version_id, row.name): row.id for row in made})
-    return ids, widths
+        told.setdefault(key, item.probe)
+        if width := len(item.only_served_active):
+            widths.setdefault(key, width)
+    return probe_ids(connection, told, widths, describe=False)
 
 
 def _row(item: ProbeComparison) -> dict[str, Any]:

@@ -6,26 +6,26 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Connection, Integer, any_, case, func, literal, select, update
+from sqlalchemy import Connection, Integer, any_, case, func, literal, select
 from sqlalchemy.dialects.postgresql import ARRAY, TIMESTAMP, insert
 
 from agent.summary import Summary, merge
 from agent.wire import Comparison, Envelope, Probe, Window
 from detector.domain.types import RefusedProbe
 from detector.statistics.fleet import of_summary
+from detector.store.probes import ProbeKey, probe_ids
 from detector.store.rows import SUMMARY_COLUMNS, summary_from_row, summary_to_row
-from detector.store.tables import agent_windows, probes, windows
+from detector.store.tables import agent_windows, windows
 
 Versioned = tuple[int, Envelope]
 """An envelope and its model version's id."""
 WindowKey = tuple[int, datetime, datetime]
 """Probe id, start, end."""
-_DESCRIPTION = ("op", "tensor", "kind", "axis", "position", "exact_zero")
 
 
 def merge_windows(connection: Connection, batch: Sequence[Versioned]) -> list[RefusedProbe]:
     """Adds all windows of a batch, but for layers of another width than before, which are returned."""
-    probe_ids, widths = _probe_ids(connection, batch)
+    ids, widths = _probe_ids(connection, batch)
     refused: list[RefusedProbe] = []
     merged: dict[WindowKey, Summary] = {}
     versions: dict[int, int] = {}
@@ -36,11 +36,11 @@ def merge_windows(connection: Connection, batch: Sequence[Versioned]) -> list[Re
         start, end = moment(envelope.body.start_ms), moment(envelope.body.end_ms)
         for item in envelope.body.probes:
             known = widths[version_id, item.probe.name]
-            if item.summary.channels != known:
+            if known is not None and item.summary.channels != known:
                 layer, width = item.probe.name, item.summary.channels
                 refused.append(RefusedProbe(envelope.model, envelope.version, layer, width, known))
                 continue
-            probe_id = probe_ids[version_id, item.probe.name]
+            probe_id = ids[version_id, item.probe.name]
             versions[probe_id] = version_id
             key = (probe_id, start, end)
             merged[key] = merge(merged[key], item.summary) if key in merged else item.summary
@@ -53,13 +53,10 @@ def merge_windows(connection: Connection, batch: Sequence[Versioned]) -> list[Re
 
 def _probe_ids(
     connection: Connection, batch: Sequence[Versioned]
-) -> tuple[dict[tuple[int, str], int], dict[tuple[int, str], int]]:
-    """Ids and widths by (model version, layer); makes unknown probes, keeps descriptions and widths up to date.
-
-    A layer's width is the stored one, else the first in the batch.
-    """
-    told: dict[tuple[int, str], Probe] = {}
-    widths: dict[tuple[int, str], int] = {}
+) -> tuple[dict[ProbeKey, int], dict[ProbeKey, int | None]]:
+    """Ids and widths; makes unknown probes, keeps descriptions and widths up to date."""
+    told: dict[ProbeKey, Probe] = {}
+    widths: dict[ProbeKey, int] = {}
     for version_id, envelope in batch:
         body = envelope.body
         if isinstance(body, Comparison):  # see comparisons.merge_comparisons
@@ -68,34 +65,7 @@ def _probe_ids(
             told[version_id, probe.name] = probe
         for item in body.probes if isinstance(body, Window) else ():
             widths.setdefault((version_id, item.probe.name), item.summary.channels)
-    if not told:
-        return {}, {}
-    rows = connection.execute(select(probes).where(probes.c.model_version_id.in_({key[0] for key in told})))
-    ids: dict[tuple[int, str], int] = {}
-    for row in rows.mappings():
-        key = (row["model_version_id"], row["name"])
-        ids[key] = row["id"]
-        if key in told:
-            if row["channels"] is not None:
-                widths[key] = row["channels"]
-            new = _columns(told[key], widths.get(key, told[key].channels))
-            if any(row[name] != value for name, value in new.items()):
-                connection.execute(update(probes).where(probes.c.id == row["id"]).values(**new))
-    fresh = [
-        {"model_version_id": key[0], "name": key[1], **_columns(probe, widths.get(key, probe.channels))}
-        for key, probe in told.items()
-        if key not in ids
-    ]
-    if fresh:
-        made = connection.execute(
-            insert(probes).returning(probes.c.id, probes.c.model_version_id, probes.c.name), fresh
-        )
-        ids.update({(row.model_version_id, row.name): row.id for row in made})
-    return ids, widths
-
-
-def _columns(probe: Probe, channels: int | None) -> dict[str, Any]:
-    return {"channels": channels, **{name: getattr(probe, name) for name in _DESCRIPTION}}
+    return probe_ids(connection, told, widths, describe=True)
 
 
 def moment(unix_ms: int) -> datetime:

@@ -120,3 +120,41 @@ def test_a_provider_that_is_not_there_ends_the_agent_with_a_reason(tmp_path: Pat
     result = CliRunner().invoke(agent_command, [*arguments, "--provider", "tensorrt"])
     assert result.exit_code == 1
     assert "provider tensorrt was asked for, but this onnxruntime has only" in result.output
+
+
+def test_budgets_of_all_work_together_and_versions_arrive() -> None:
+    settings = parsed()
+    assert (settings.budget.background_share, settings.budget.gpu_memory) == (0.2, 6144 * MIB)
+    assert (settings.budget.memory, settings.following.max_versions) == (8192 * MIB, 2)
+    assert (settings.following.server_url, settings.following.versions) == (None, ())
+    settings = parsed(
+        *("--background-share", "0.5", "--gpu-memory-mib", "7", "--memory-mib", "9", "--max-versions", "3"),
+        *("--server-url", "http://localhost:8000", "--versions", "digits=1,02", "--versions", "a=b=3"),
+    )
+    assert (settings.budget.background_share, settings.budget.gpu_memory) == (0.5, 7 * MIB)
+    assert (settings.budget.memory, settings.following.max_versions) == (9 * MIB, 3)
+    assert settings.following.versions == (("digits", ("1", "2")), ("a=b", ("3",)))
+    assert settings.following.server_url == "http://localhost:8000"
+    told = parsed(env={"RELUSCOPE_AGENT_VERSIONS": "digits=1,2 other=3"}).following.versions
+    assert told == (("digits", ("1", "2")), ("other", ("3",)))
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "reason"),
+    [
+        ("--server-url", "localhost:8000", "no http:// or https:// URL"),
+        ("--versions", "digits=new", "not of the form MODEL=1,2"),
+        ("--versions", "1,2", "not of the form MODEL=1,2"),
+        ("--background-share", "2", "background-share"),
+    ],
+)
+def test_bad_versions_and_budgets_are_refused(option: str, value: str, reason: str) -> None:
+    output, found = invoked(option, value)
+    assert found == [] and reason in " ".join(output.split())
+
+
+def test_queues_that_are_more_than_all_memory_end_the_agent_with_a_reason(tmp_path: Path) -> None:
+    arguments = ["--repository", str(tmp_path), "--state-dir", str(tmp_path / "state"), "--bootstrap-servers", "none:1"]
+    result = CliRunner().invoke(agent_command, [*arguments, "--memory-mib", "100"])
+    assert result.exit_code == 1
+    assert "MiB of RAM for queues" in result.output and "--memory-mib" in result.output

@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from agent.datatypes import NUMPY
 from agent.delivery.windowing import Accumulator
 from agent.instrument import instrument
 from agent.intake.catalog import ModelMetadata
@@ -32,9 +33,8 @@ from agent.intake.http import build_app
 from agent.intake.oip import Limits, TensorSpec, parse_request
 from agent.intake.queue import ByteQueue, Captured
 from agent.intake.server import serve
-from agent.intake.tensors import DTYPES
 from agent.metrics import AgentMetrics
-from agent.rates.sampling import Sampler
+from agent.rates.samplers import Samplers
 from agent.replay import Replayer
 from agent.serving.models import be_nice
 from tests.agent.models import resnet50
@@ -79,7 +79,7 @@ def run_server() -> None:
     """The server process: prints its port, then takes "quiet" and "saturated" from standard input."""
     queue: ByteQueue[Captured] = ByteQueue(16 << 20, 10_000)
     saturated, stop = threading.Event(), threading.Event()
-    app = build_app(OneModel(), queue, Sampler(1.0), AgentMetrics(), Limits())
+    app = build_app(OneModel(), queue, Samplers(1.0), AgentMetrics(), Limits())
     threading.Thread(target=replay_without_rest, args=(queue, saturated), daemon=True).start()
 
     def listen() -> None:
@@ -99,7 +99,7 @@ def request_bytes(url: urllib.parse.SplitResult, model: str) -> bytes:
     raw = b""
     for spec in metadata["inputs"]:
         shape = [1] + [size if size > 0 else 1 for size in spec["shape"][1:]]
-        data = np.random.default_rng(0).random(shape).astype(DTYPES[spec["datatype"]]).tobytes()
+        data = np.random.default_rng(0).random(shape).astype(NUMPY[spec["datatype"]]).tobytes()
         entries.append(
             {
                 "name": spec["name"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +144,10 @@ def test_inspect_prints_table_and_json(tmp_path: Path) -> None:
     document = CliRunner().invoke(command, [str(path), "--json"])
     assert '"not_probed": []' in document.output
     assert '"axis": 1' in document.output
+    assert json.loads(document.stdout)["timed"] is None
+    timed = CliRunner().invoke(command, [str(path), "--json", "--time", "--threads", "1", "--provider", "cpu"])
+    told = json.loads(timed.stdout)["timed"]
+    assert told["ratio"] > 1 and told["within_budget"] and told["groups"] >= 1
     missing = CliRunner().invoke(command, [str(tmp_path / "none.onnx")])
     assert missing.exit_code == 1
     assert "no such file" in missing.output

@@ -7,6 +7,7 @@ import json
 import socket
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from random import Random
@@ -17,12 +18,14 @@ import pytest
 import tritonclient.http as triton
 from tritonclient.utils import InferenceServerException
 
+from agent.intake import http
 from agent.intake.catalog import ModelMetadata
 from agent.intake.http import build_app
 from agent.intake.oip import Limits, TensorSpec, parse_request
 from agent.intake.queue import ByteQueue, Captured
 from agent.intake.server import serve
 from agent.metrics import AgentMetrics
+from agent.rates.samplers import Samplers
 from agent.rates.sampling import Sampler
 
 IMAGE = TensorSpec("image", "FP32", (-1, 3))
@@ -55,8 +58,13 @@ class Running:
     port: int
     queue: ByteQueue[Captured]
     metrics: AgentMetrics
-    sampler: Sampler
+    samplers: Samplers
     catalog: FakeCatalog = field(default_factory=FakeCatalog)
+
+    @property
+    def digits(self) -> Sampler:
+        """The sampler of what is sent without a version."""
+        return self.samplers.of(("digits", "2"))
 
     @property
     def url(self) -> str:
@@ -73,8 +81,8 @@ class Running:
 @pytest.fixture
 def running() -> Iterator[Running]:
     queue: ByteQueue[Captured] = ByteQueue(max_bytes=3 << 20, max_items=100)
-    here = Running(0, queue, AgentMetrics(), Sampler(1.0, draw=Random(0).random))
-    app = build_app(here.catalog, queue, here.sampler, here.metrics, LIMITS, clock=lambda: 1234.5)
+    here = Running(0, queue, AgentMetrics(), Samplers(1.0, lambda rate: Sampler(rate, draw=Random(0).random)))
+    app = build_app(here.catalog, queue, here.samplers, here.metrics, LIMITS, clock=lambda: 1234.5)
     stop, listening = threading.Event(), threading.Event()
 
     def note(port: int) -> None:
@@ -198,7 +206,7 @@ class TestAnswer:
         assert running.count("requests_total", model="digits") == 4
 
     def test_requests_outside_the_sample_are_answered_alike(self, running: Running) -> None:
-        running.sampler.rate = 0.0
+        running.digits.rate = 0.0
         assert self.post(running, infer_json()).json()["id"] == "json-id"
         assert running.queue.depth() == (0, 0)
         assert running.count("requests_total", model="digits") == 1
@@ -208,7 +216,7 @@ class TestAnswer:
     def test_one_and_the_same_request_is_in_the_sample_as_often_as_any(
         self, running: Running, headers: dict[str, str]
     ) -> None:
-        running.sampler.rate = 0.3
+        running.digits.rate = 0.3
         for _ in range(60):
             self.post(running, infer_json(), **headers)
         assert 5 <= running.queue.depth()[0] <= 35
@@ -243,6 +251,60 @@ class TestAnswer:
         assert 'reluscope_agent_requests_total{model="digits"} 1.0' in page.text
         assert 'reluscope_agent_dropped_total{reason="queue_full"} 0.0' in page.text
         assert "_created" not in page.text
+
+
+class TestWhatCounts:
+    """Against the bound of the queue, which is 3 MiB here."""
+
+    def post(self, running: Running, body: bytes, **headers: str) -> httpx.Response:
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        return httpx.post(f"{running.url}/v2/models/digits/infer", content=body, headers=named)
+
+    def test_bodies_that_wait_for_validation(self, running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+        go = threading.Event()
+
+        def slow(*arguments: object, **named: object) -> None:
+            assert go.wait(10)
+
+        monkeypatch.setattr(http, "parse_request", slow)
+        statuses: list[int] = []
+        one = lambda: statuses.append(self.post(running, bytes(1_000_000), X_Reluscope_Validate="1").status_code)  # noqa: E731
+        threads = [threading.Thread(target=one) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        eventually(lambda: running.queue.depth() == (0, 3 * 1_000_512))
+        refused = self.post(running, bytes(1_000_000), X_Reluscope_Validate="1")
+        assert (refused.status_code, "no room to validate" in refused.json()["error"]) == (503, True)
+        assert running.count("dropped_total", reason="queue_full") == 1
+        go.set()
+        for thread in threads:
+            thread.join(10)
+        assert statuses == [200] * 3
+        assert running.queue.depth() == (3, 3 * 1_000_512), "each in its turn, as what waits for replay"
+
+    @pytest.mark.parametrize(("encoding", "packed"), [("gzip", gzip.compress), ("deflate", zlib.compress)])
+    def test_packed_bodies_count_with_what_they_unpack_to(
+        self, running: Running, encoding: str, packed: Callable[[bytes], bytes]
+    ) -> None:
+        body = packed(bytes(1_400_000))
+        assert len(body) < 3000
+        for _ in range(3):
+            assert self.post(running, body, Content_Encoding=encoding).status_code == 200
+        assert running.queue.depth()[0] == 2
+        assert running.count("dropped_total", reason="queue_full") == 1
+        assert running.count("overflowed_total", model="digits", version="2") == 1
+
+    def test_what_says_that_it_unpacks_to_too_much_is_refused_at_the_door(self, running: Running) -> None:
+        answer = self.post(running, gzip.compress(bytes(33 << 20)), Content_Encoding="gzip")
+        assert answer.status_code == 413
+        assert running.queue.depth() == (0, 0)
+        assert running.count("rejected_total", model="digits", reason="too_large") == 1
+
+    def test_what_unpacks_to_more_than_it_says_is_refused(self, running: Running) -> None:
+        liar = gzip.compress(infer_json() + bytes(1_000_000))[:-4] + (10).to_bytes(4, "little")
+        answer = self.post(running, liar, Content_Encoding="gzip", X_Reluscope_Validate="1")
+        assert answer.status_code == 415
+        assert "more than the 10 bytes that its end says" in answer.json()["error"]
 
 
 class TestHostileConnections:
@@ -290,7 +352,7 @@ class TestHostileConnections:
 
 
 def test_address_in_use_is_an_error(running: Running) -> None:
-    app = build_app(running.catalog, running.queue, running.sampler, running.metrics, LIMITS)
+    app = build_app(running.catalog, running.queue, running.samplers, running.metrics, LIMITS)
     with pytest.raises(OSError, match="in use"):
         serve(app, "127.0.0.1", running.port, threading.Event())
 

@@ -15,6 +15,7 @@ from agent.intake.oip import Limits
 from agent.intake.queue import ByteQueue, Captured
 from agent.metrics import AgentMetrics
 from agent.rates.pairs import Pairs
+from agent.rates.samplers import Samplers
 from agent.rates.sampling import Sampler
 from tests.agent.intake.test_http import FakeCatalog
 
@@ -61,7 +62,7 @@ def app() -> App:
     built = build_app(
         FakeCatalog(),
         queue,
-        sampler,
+        Samplers(1.0, lambda rate: sampler),
         metrics,
         Limits(max_body_bytes=1000),
         clock=lambda: 12.5,

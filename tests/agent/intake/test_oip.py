@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from agent.datatypes import NUMPY
 from agent.intake.oip import Limits, OipError, TensorSpec, decompress, parse_request
-from agent.intake.tensors import DTYPES
 
 X = TensorSpec("x", "FP32", (-1, 3))
 FLAGS = TensorSpec("flags", "BOOL", (-1,))
@@ -98,14 +98,14 @@ class TestGoodRequests:
         assert request.inputs["flags"].tolist() == [False, True, True]
         assert request.inputs["x"].tolist() == [[1, 2, 3]]
 
-    @pytest.mark.parametrize("datatype", sorted(DTYPES))
+    @pytest.mark.parametrize("datatype", sorted(NUMPY))
     def test_every_datatype_both_ways(self, datatype: str) -> None:
         spec = TensorSpec("x", datatype, (2, 2))
-        values = np.array([[0, 1], [1, 0]]).astype(DTYPES[datatype])
+        values = np.array([[0, 1], [1, 0]]).astype(NUMPY[datatype])
         raw, length = as_binary(values.tobytes(), datatype=datatype, shape=[2, 2])
         text = as_json(datatype=datatype, shape=[2, 2], data=values.tolist())
         for got in (parse_request(raw, length, [spec]), parse_request(text, None, [spec])):
-            assert got.inputs["x"].dtype == DTYPES[datatype]
+            assert got.inputs["x"].dtype == NUMPY[datatype]
             np.testing.assert_array_equal(got.inputs["x"], values)
 
     def test_64_bit_integers_are_exact(self) -> None:

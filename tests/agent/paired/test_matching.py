@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from agent import wire
-from agent.paired.matching import Pair, compared_probes, match, stem
+from agent.instrument import stem
+from agent.paired.matching import Pair, compared_probes, match
 
 
 @dataclass

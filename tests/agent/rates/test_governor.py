@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.rates.governor import Budgets, Governor, Reading, effective_ratio, rest_seconds
+from agent.rates.governor import Budgets, Governor, Reading, effective_ratio
 
 
 @dataclass(frozen=True)
@@ -107,13 +107,6 @@ def test_the_rate_never_exceeds_what_was_set_and_never_ends(
         lambda now: loads[now % len(loads)], lambda now: costs[now % len(costs)], Budgets(duty), 60, rate=rate
     )
     assert all(0 < second.rate <= rate for second in history)
-
-
-def test_rest_keeps_the_tighter_budget() -> None:
-    assert rest_seconds(1.0, 8, Budgets(0.25)) == 3.0
-    assert rest_seconds(1.0, 8, Budgets(0.25, 2.0)) == 3.0
-    assert rest_seconds(1.0, 8, Budgets(0.25, 1.0)) == 7.0
-    assert rest_seconds(0.0, 0, Budgets(0.25, 1.0)) == 0.0
 
 
 def test_effective_ratio_is_of_what_arrived() -> None:

@@ -6,32 +6,51 @@ from random import Random
 
 import pytest
 
+from agent.budget.duty import Duty, DutyLimits
 from agent.intake.queue import ByteQueue, Captured
 from agent.metrics import AgentMetrics
-from agent.rates.governor import Budgets, Governor
+from agent.rates.governor import Budgets, Governors
+from agent.rates.samplers import Samplers
 from agent.rates.sampling import Sampler
-from agent.rates.throttle import Meter, Throttle
+from agent.rates.throttle import Meters, Throttle
+
+DIGITS, OTHER = ("digits", "1"), ("other", "1")
 
 
 class Parts:
     """Everything that a Throttle holds together, and a clock."""
 
-    def __init__(self, rate: float) -> None:
+    def __init__(self, rate: float, kept: float = 0.2) -> None:
         self.now = 0.0
-        self.metrics, self.meter, self.sampler = AgentMetrics(), Meter(), Sampler(rate, draw=Random(1).random)
+        self.metrics, self.meters = AgentMetrics(), Meters()
+        self.samplers = Samplers(rate, lambda rate: Sampler(rate, draw=Random(1).random))
         self.queue: ByteQueue[Captured] = ByteQueue(1 << 20, 100)
-        governor = Governor(rate, Budgets(0.5))
-        self.throttle = Throttle(governor, self.sampler, self.queue, self.meter, self.metrics, lambda: self.now)
+        self.duty = Duty(DutyLimits(0.5, kept), lambda: self.now)
+        governors = Governors(rate, Budgets(0.5))
+        self.throttle = Throttle(
+            governors, self.samplers, self.queue, self.meters, self.duty, self.metrics, lambda: self.now
+        )
 
-    def second(self, arriving: int, cost: float) -> None:
-        before = self.sampler.kept
+    @property
+    def sampler(self) -> Sampler:
+        return self.samplers.of(DIGITS)
+
+    def arrive(self, arriving: int, cost: float, key: tuple[str, str] = DIGITS) -> None:
+        sampler, meter = self.samplers.of(key), self.meters.of(key)
+        before = sampler.kept
         for _ in range(arriving):
-            self.sampler.request("m", None)
-        self.meter.taken += self.sampler.kept - before
-        self.meter.replayed += self.sampler.kept - before
-        self.meter.busy_seconds += cost * (self.sampler.kept - before)
+            sampler.request("m", None)
+        meter.taken += sampler.kept - before
+        meter.replayed += sampler.kept - before
+        meter.busy_seconds += cost * (sampler.kept - before)
+
+    def tick(self) -> None:
         self.now += 1
         self.throttle.step()
+
+    def second(self, arriving: int, cost: float) -> None:
+        self.arrive(arriving, cost)
+        self.tick()
 
     def metric(self, name: str) -> float:
         value = self.metrics.registry.get_sample_value(f"reluscope_agent_{name}")
@@ -59,7 +78,33 @@ def test_requests_that_the_queue_refuses_are_not_in_the_effective_ratio() -> Non
     parts = Parts(1.0)
     for _ in range(100):
         parts.sampler.request("m", None)
-    parts.meter.taken, parts.meter.replayed = 40, 30
+    meter = parts.meters.of(DIGITS)
+    meter.taken, meter.replayed = 40, 30
     parts.now = 1
     parts.throttle.step()
     assert parts.metric("effective_sample_ratio") == 0.3
+
+
+def test_a_busy_model_thins_out_its_own_sample_and_no_other() -> None:
+    parts = Parts(1.0)
+    for _ in range(30):
+        parts.arrive(500, 0.01)
+        parts.arrive(10, 0.01, OTHER)
+        parts.tick()
+    rates = {key: sampler.rate for key, sampler in parts.samplers.items().items()}
+    assert rates[OTHER] == 1.0, "a tenth of a second of replay each second is less than half of the duty cycle"
+    assert 0.06 < rates[DIGITS] < 0.09, "0.4 seconds of 5 are left for it"
+    labels = {"model": "digits", "version": "1"}
+    value = parts.metrics.registry.get_sample_value
+    assert value("reluscope_agent_model_sample_ratio", labels) == rates[DIGITS]
+    assert parts.metric("target_sample_ratio") == pytest.approx((500 * rates[DIGITS] + 10) / 510)
+
+
+def test_replay_plans_with_what_other_work_leaves_but_not_less_than_its_own_part() -> None:
+    for share, expected in ((0.05, 0.45), (0.4, 0.4)):
+        parts = Parts(1.0)
+        for _ in range(40):
+            parts.arrive(1000, 0.001)
+            parts.duty.charge("calibration", OTHER, share)
+            parts.tick()
+        assert 0.8 * expected < parts.sampler.rate <= expected

@@ -23,7 +23,7 @@ from agent.instrument.files import ModelFile
 from agent.instrument.pooled import PooledOutputs
 from agent.metrics import AgentMetrics
 from agent.replay import Device, Replayer
-from agent.serving import models as models_module
+from agent.serving import loading
 from agent.serving.models import Models, be_nice
 from agent.serving.repository import RepositoryError, scan
 from tests.agent.capture.fakes import Gpu, GpuDevice, images
@@ -168,7 +168,7 @@ def test_one_odd_model_does_not_keep_the_others_from_being_followed(
                 raise KeyError("axis")
             return genuine(opened, *arguments)
 
-        monkeypatch.setattr(models_module, "instrument", broken)
+        monkeypatch.setattr(loading, "instrument", broken)
     put(tmp_path, "1", small_cnn())
     with capture_logs() as logs:
         look(served)
@@ -210,7 +210,7 @@ def test_the_sessions_of_a_version_that_was_replaced_or_removed_are_gone_at_once
         sessions.append(weakref.ref(session))
         return session
 
-    monkeypatch.setattr(models_module, "Engine", lambda *arguments: Engine(*arguments, build=build))
+    monkeypatch.setattr(loading, "Engine", lambda *arguments: Engine(*arguments, build=build))
     served = models(tmp_path, Announced())
     gc.disable()
     try:
@@ -363,20 +363,20 @@ def test_stop_ends_the_timing_and_the_former_version_goes_on(tmp_path: Path) -> 
 
 def test_giving_the_gpu_up_is_seen_in_metrics_and_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gpu, metrics = Gpu(room=4), AgentMetrics()
-    monkeypatch.setattr(models_module, "Engine", lambda *arguments: Engine(*arguments, build=gpu.build))
+    monkeypatch.setattr(loading, "Engine", lambda *arguments: Engine(*arguments, build=gpu.build))
     served = Models(tmp_path, metrics, Announced(), CaptureSettings(GpuDevice(1, 1 << 30)))
     put(tmp_path, "1", small_cnn())
     look(served)
     value = metrics.registry.get_sample_value
-    assert value("reluscope_agent_gpu_fallback", {"model": "digits"}) == 0
-    assert value("reluscope_agent_out_of_memory_total", {"model": "digits"}) == 0
+    assert value("reluscope_agent_gpu_fallback", VERSION_1) == 0
+    assert value("reluscope_agent_out_of_memory_total", VERSION_1) == 0
     gpu.room = -1
     version = served.served("digits")
     assert version is not None
     with capture_logs() as logs:
         version.engine.run(images(2))
-    assert value("reluscope_agent_gpu_fallback", {"model": "digits"}) == 1
-    assert value("reluscope_agent_out_of_memory_total", {"model": "digits"}) == 2
+    assert value("reluscope_agent_gpu_fallback", VERSION_1) == 1
+    assert value("reluscope_agent_out_of_memory_total", VERSION_1) == 2
     assert value("reluscope_agent_model_info", {**VERSION_1, "provider": "CPUExecutionProvider"}) == 1
     assert value("reluscope_agent_model_info", {**VERSION_1, "provider": "CUDAExecutionProvider"}) is None
     assert [entry["event"] for entry in logs] == ["replay.out_of_memory", "replay.out_of_memory", "replay.gpu_given_up"]

@@ -27,7 +27,7 @@ from agent.metrics import AgentMetrics
 from agent.rates.governor import Budgets
 from agent.replay import Device
 from agent.serving.models import Models
-from agent.serving.worker import Worker, WorkerSettings, duty
+from agent.serving.worker import Worker, WorkerSettings
 from tests.agent.models import Builder, small_cnn
 from tests.agent.serving.test_models import put
 
@@ -57,7 +57,7 @@ def replay(
     models = Models(tmp_path / "repo", metrics, sender.deployment, CaptureSettings(Device(1, 1 << 30), max_batch=8))
     models.refresh()
     for item in items:
-        assert queue.offer(item, len(item.body))
+        assert queue.offer(item, len(item.body), item.key)
     stop = threading.Event()
     bounds = WorkerSettings(8, budgets or Budgets(1.0), Limits(), rows_per_request=rows_per_request)
     worker = Worker(bounds, models, queue, Accumulator(1000, 0, on_drop=drops), sender, metrics)
@@ -146,11 +146,6 @@ def test_a_wide_window_is_split_below_the_message_limit(tmp_path: Path) -> None:
     assert len(windows) > 1
     assert counts(sent) == dict.fromkeys(["image", "relu1", "relu2", "relu3", "fc2_out"], 50)
     assert len({envelope.seq for envelope in sent}) == len(sent)
-
-
-def test_the_duty_cycle_is_over_several_turns() -> None:
-    assert duty([(10.0, 0.5), (11.0, 0.0), (12.0, 1.0)], 15.0) == 0.3
-    assert duty([], 15.0) == 0.0
 
 
 def test_a_request_of_many_rows_is_one_request(tmp_path: Path) -> None:

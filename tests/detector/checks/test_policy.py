@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict
 
 import numpy as np
@@ -173,6 +174,8 @@ def test_only_the_worst_channels_are_shown_worst_first() -> None:
 
 
 def test_numbers_in_words() -> None:
-    assert [percent(share) for share in (0.314, 0.05, 0.0123)] == ["31 %", "5 %", "1.2 %"]
+    shares = (0.0, 0.29, 0.314, 0.05, 0.0123, 0.00042, 0.9993, 0.99996, 1.0, None, math.nan)
+    said = ["0 %", "29 %", "31.4 %", "5 %", "1.2 %", "0.04 %", "99.93 %", "99.996 %", "100 %", "–", "–"]
+    assert [percent(share) for share in shares] == said
     assert p_text(3e-7) == "p = 3.0e-07"
     assert p_text(0.0) == "p < 1e-300"

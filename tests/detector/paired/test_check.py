@@ -41,7 +41,7 @@ def test_channels_that_went_silent_are_the_finding_and_its_evidence() -> None:
     (finding,) = done.findings
     assert (finding.channels, finding.channels_total, finding.details["channels_disagreeing"]) == ((2,), 4, 1)
     assert finding.evidence[0].text == (
-        "channel 2: active only in the baseline in 90, only as served in 0 of 400 requests (net 22 %); p = 1.6e-27"
+        "channel 2: active only in the baseline in 90, only as served in 0 of 400 requests (net 22.5 %); p = 1.6e-27"
     )
     assert done.status == "findings"
     assert done.comparisons[0].worst == done.comparisons[0].probes[0]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.stats import binom, binomtest
 
 from detector.paired import statistics
-from detector.paired.statistics import bounds, disagreeing, mcnemar, share_above, share_bounds
+from detector.paired.statistics import above_limit, bounds, disagreeing, mcnemar, share_bounds
 
 COUNTS = st.integers(0, 500)
 
@@ -30,9 +30,9 @@ def test_mcnemar_holds_for_many_requests(a: int, b: int) -> None:
 
 
 @given(st.integers(1, 2000), st.data(), st.floats(0.0, 0.5))
-def test_share_above_is_the_one_sided_binomial_test(n: int, data: st.DataObject, limit: float) -> None:
+def test_above_limit_is_the_one_sided_binomial_test(n: int, data: st.DataObject, limit: float) -> None:
     k = data.draw(st.integers(0, n))
-    assert share_above(k, n, limit) == pytest.approx(binomtest(k, n, limit, "greater").pvalue, rel=1e-6, abs=1e-300)
+    assert above_limit(k, n, limit) == pytest.approx(binomtest(k, n, limit, "greater").pvalue, rel=1e-6, abs=1e-300)
 
 
 @given(st.integers(1, 2000), st.data())
@@ -44,14 +44,14 @@ def test_bounds_are_clopper_and_pearsons(n: int, data: st.DataObject) -> None:
 
 @given(st.integers(1, 2000), st.data(), st.floats(1e-4, 0.5))
 def test_a_bound_above_the_limit_and_a_small_p_value_say_the_same(n: int, data: st.DataObject, limit: float) -> None:
-    p = share_above(k := data.draw(st.integers(0, n)), n, limit)
+    p = above_limit(k := data.draw(st.integers(0, n)), n, limit)
     if abs(p - 0.001) > 1e-6:
         assert (bounds(k, n, 0.001)[0] > limit) == (p < 0.001)
 
 
 def test_nothing_compared_says_nothing() -> None:
     assert bounds(0, 0, 0.001) == (0.0, 1.0)
-    assert share_above(0, 0, 0.001) == 1.0
+    assert above_limit(0, 0, 0.001) == 1.0
     lower, upper = share_bounds(np.array([0, 0]), np.array([0, 10]), 0.5)
     assert lower.tolist() == [0.0, 0.0]
     assert upper.tolist() == [1.0, pytest.approx(1 - 0.5**0.1)]
@@ -67,7 +67,7 @@ def test_error_rates_under_the_null_stay_below_the_level() -> None:
     # The exact chance that k of n requests beyond a share of .001 are called too many.
     for n in (1, 40, 1000, 20_000):
         k = np.arange(200)
-        called = [share_above(int(i), n, 0.001) <= 0.001 for i in k if i <= n]
+        called = [above_limit(int(i), n, 0.001) <= 0.001 for i in k if i <= n]
         assert binom.pmf(k[: len(called)], n, 0.001)[called].sum() <= 0.001 * (1 + 1e-9)
 
 

@@ -105,7 +105,7 @@ def test_lost_accuracy_is_found_where_agreement_alone_says_too_little() -> None:
     assert finding.summary == (
         "conv2: SQNR 7.0 dB against the reference model on holdout.npz over 312 requests, below 10; "
         "top-1 agrees in 486 of 500; "
-        "accuracy 89.2 % against 92.0 % on 500 labelled requests (14 lost, 0 won; p = 1.2e-04)"
+        "accuracy 89.2 % against 92 % on 500 labelled requests (14 lost, 0 won; p = 1.2e-04)"
     )
     assert [finding.effect, finding.statistic] == pytest.approx([0.028, 14])
     assert finding.p_value == finding.details["accuracy_p_value"] == pytest.approx(2 * 0.5**14)
