@@ -72,7 +72,7 @@ $(PEERS)/%/.done: requirements/peers-%.txt | $(BIN)/python
 
 peers: $(PEERS)/numpy1/.done $(PEERS)/numpy2/.done ## Install the libraries that reluscope is compared with
 
-statistics: $(VENV)/.dev peers ## Calibrate every test and compare with peers: 30 minutes, writes docs/calibration
+statistics: $(VENV)/.dev peers ## Calibrate every test and compare with peers: 40 minutes, writes docs/calibration
 	$(BIN)/python -m tests.statistics $(ARGS)
 
 report: $(VENV)/.demo ## Write a drift report (ARGS='--model digits --output report.html')

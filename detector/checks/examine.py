@@ -18,8 +18,9 @@ from detector.statistics import fleet
 from detector.statistics.correction import Mask, reject_together, reject_together_e
 from detector.statistics.dead import DORMANT_FALL, Dead, dead, label, requests_needed
 from detector.statistics.design_effect import DesignEffect, unknown
-from detector.statistics.drift import REFERENCE_RISK, Drift, drift
+from detector.statistics.drift import Drift, drift
 from detector.statistics.explosion import Explosion, explosion
+from detector.statistics.reference_error import REFERENCE_RISK
 from detector.statistics.sequential import FAMILIES, MAX_E, AlarmEvidence, advance, calibrate, channel_e, threshold
 from detector.statistics.sparsity import Sparsity, sparsity
 

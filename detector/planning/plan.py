@@ -18,7 +18,8 @@ from agent.summary.histogram import Floats, Ints
 from detector.domain.settings import FALSE_PAGE_DAYS, MIN_EFFECT, FalsePageDays, MinEffect
 from detector.statistics.bins import bin_count
 from detector.statistics.dead import DORMANT_FALL, clopper_pearson_lower, requests_needed
-from detector.statistics.drift import PARTS, REFERENCE_RISK
+from detector.statistics.drift import PARTS
+from detector.statistics.reference_error import REFERENCE_RISK
 from detector.statistics.sequential import calibrate, threshold
 from detector.statistics.values import ncx2_tail, tolerance
 
@@ -107,7 +108,7 @@ def delays(question: Question, n: int, reference: float) -> tuple[float, float]:
     bins = bin_count(size.astype(np.int64), np.array([int(min(reference, 1e9))]))
     freedom: Ints = bins - 1
     effective, base = n / question.design_effect, np.array([reference / question.design_effect])
-    tolerated = float(tolerance(question.min_effect, freedom, base, REFERENCE_RISK)[0])
+    tolerated = float(tolerance(question.min_effect, freedom, base, REFERENCE_RISK, np.array([effective]))[0])
     if tolerated >= question.effect:
         return inf, inf
     rng = np.random.default_rng(0)

@@ -11,7 +11,7 @@ from pydantic.dataclasses import dataclass
 from agent.options import SECTION
 from detector.domain.settings import MIN_EFFECT, MinEffect
 from detector.statistics.design_effect import DesignEffect, worst
-from detector.statistics.drift import REFERENCE_RISK
+from detector.statistics.reference_error import REFERENCE_RISK
 from detector.statistics.values import tolerance
 
 LEAST_WINDOWS = 3

@@ -20,8 +20,6 @@ from detector.statistics.proportions import share_shift, share_shift_given
 from detector.statistics.shares import fraction_shift
 from detector.statistics.values import chi_squared, rank_shift
 
-REFERENCE_RISK = 0.05
-"""Chance, per channel, that the reference's own error is larger than checks allow for."""
 PARTS = ("share of zeros", "values", "rank of the values", "active fraction")
 
 
@@ -76,7 +74,8 @@ def drift(
     ``design_effect`` (a number or an array of shape (channels,), at least 1) divides the sample sizes. With
     ``reference_risk`` 0 the p-values hold on average over references and windows. For use in every window against one
     and the same reference they must hold given that reference: with a positive ``reference_risk`` they do, but for
-    references that err in a channel by more than is exceeded with that probability. The reference is then taken as it
+    references that err in a channel by more than is exceeded with that probability (`REFERENCE_RISK` in checks; see
+    `detector.statistics.reference_error` for what that is a condition on). The reference is then taken as it
     is, and the null is widened, once, by what its finite size may hide; see `detector.statistics.values.tolerance`.
 
     Raises ValueError where the channel counts differ or an argument is out of range.

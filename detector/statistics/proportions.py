@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from scipy.special import betainc, betaincinv, ndtr, ndtri
 
 from agent.summary.histogram import Floats, Ints
+from detector.statistics.reference_error import of_the_unchanged
 
 Counts = Ints | Floats
 RARE_SHARE = 0.1
@@ -73,7 +74,8 @@ def share_shift_given(
 ) -> Shift:
     """`share_shift` for one given reference: H0 is a share within ``min_effect`` of what the reference's may be.
 
-    That is Wilson's interval of the reference's share, left out with probability ``risk``. Against its ends the test is
+    That is Wilson's interval of the reference's share, left out with probability ``risk``, or what a share that has not
+    changed may show, see `detector.statistics.reference_error`. Against its ends the test is
     binomial: exact where either outcome is expected less than `NORMAL_COUNT` times, else normal with Yates' correction.
     """
     m, n0 = n.astype(np.float64), n_reference.astype(np.float64)
@@ -83,6 +85,9 @@ def share_shift_given(
     lower = np.where(low <= spare, 0.0, np.maximum(low - min_effect * np.sqrt(low * (1 - low)), 0))
     testable = (k + k_reference > 0) & (k + k_reference < m + n0) & (m > 0) & (n0 > 0)
     q, p = k / np.maximum(m, 1e-300), k_reference / np.maximum(n0, 1e-300)
+    unit = np.sqrt(p * (1 - p))
+    still = of_the_unchanged(unit / np.sqrt(np.maximum(n0, 1)), unit / np.sqrt(np.maximum(m, 1)))
+    upper, lower = np.maximum(upper, np.minimum(p + still, 1)), np.minimum(lower, np.maximum(p - still, 0))
     rises = q >= p
     # Towards 1 as seen from the side on which the share lies.
     x, bound = np.where(rises, k, m - k), np.where(rises, upper, 1 - lower)

@@ -15,6 +15,7 @@ from scipy.stats import ncx2
 
 from agent.summary.histogram import Floats, Ints
 from detector.statistics.proportions import Shift, beyond
+from detector.statistics.reference_error import SLACK, of_the_unchanged, root_of_the_unchanged
 
 
 def chi_squared(
@@ -37,7 +38,7 @@ def chi_squared(
     freedom = np.maximum(bins - 1, 1)
     if risk:  # given the reference, only the current sample scatters
         effective = m / design_effect
-        allowed = tolerance(min_effect, freedom, m0 / design_effect, risk)
+        allowed = tolerance(min_effect, freedom, m0 / design_effect, risk, effective)
     else:
         effective = m * m0 / np.maximum(m + m0, 1) / design_effect
         allowed = np.full(len(bins), min_effect)
@@ -83,11 +84,12 @@ def rank_shift(
     variance = np.maximum((q * score**2).sum(axis=1) - moved**2, 1.0)
     size0, size = np.maximum(m0 / design_effect, 1e-300), np.maximum(m / design_effect, 1e-300)
     if risk:
-        deviation, error = np.sqrt(variance / size), -float(ndtri(risk / 2)) / np.sqrt(size0)
+        deviation, error = np.sqrt(variance / size), 1 / np.sqrt(size0)
+        allowed = np.maximum(min_effect - float(ndtri(risk / 2)) * error, of_the_unchanged(error, deviation))
     else:
-        deviation, error = np.sqrt(variance * (1 / size + 1 / size0)), np.zeros(len(size))
+        deviation, allowed = np.sqrt(variance * (1 / size + 1 / size0)), np.full(len(size), min_effect)
     testable: NDArray[np.bool_] = bins >= 3
-    z, margin = np.abs(moved) / deviation, (min_effect + error) / deviation
+    z, margin = np.abs(moved) / deviation, allowed / deviation
     noise = variance * (1 / size + 1 / size0)
     return Shift(
         statistic=np.where(testable, z**2, 0.0),
@@ -97,13 +99,14 @@ def rank_shift(
     )
 
 
-def tolerance(min_effect: float, freedom: Ints, n_reference: Floats, risk: float) -> Floats:
+def tolerance(min_effect: float, freedom: Ints, n_reference: Floats, risk: float, n: Floats | None = None) -> Floats:
     """Cohen's omega between the current law and the *observed* reference that a shift of ``min_effect`` may show.
 
     The reference's counts scatter around its law, so n0 * omega^2 is noncentral chi-squared with ``freedom`` degrees of
     freedom and noncentrality n0 * min_effect^2; this is its quantile, exceeded with probability ``risk``. It is sharper
     than the sum of min_effect and sqrt(chi2_{df, 1 - risk} / n0), which assumes that the reference errs straight away
-    from the shift.
+    from the shift. With the windows' size ``n`` it is never less than a channel that has not changed may show; see
+    `detector.statistics.reference_error`.
     """
     size = np.maximum(n_reference, 1.0)
     length = min_effect * np.sqrt(size)
@@ -113,6 +116,9 @@ def tolerance(min_effect: float, freedom: Ints, n_reference: Floats, risk: float
         grid, quantiles = _quantiles(int(df), risk)
         # Beyond the grid the quantile's root is that of a normal distribution around the noncentrality's root.
         root[here] = np.interp(length[here], grid, quantiles) + np.maximum(length[here] - grid[-1], 0)
+        if n is not None:
+            still = root_of_the_unchanged(int(df)) - SLACK * np.sqrt(size[here] / np.maximum(n[here], 1e-300))
+            root[here] = np.maximum(root[here], still)
     return np.asarray(root / np.sqrt(size), np.float64)
 
 

@@ -1,6 +1,6 @@
 """`python -m tests.statistics`: the whole calibration suite; writes a page for each part into docs/calibration.
 
-The sizes are for half an hour on two cores; `--quick` is for trying it out.
+The sizes are for forty minutes on two cores; `--quick` is for trying it out.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.statistics import fleets, pages, sparsity
+from tests.statistics import fleets, lives, lives_page, pages, sparsity
 from tests.statistics.calibrate import calibrate
 from tests.statistics.exactness import agreements, merging
 from tests.statistics.pages import Page
@@ -25,6 +25,8 @@ SPARSITY_SHARE = 15
 """Likewise, of layers whose sparsity is watched."""
 DELAY_WINDOWS = 300
 """Nobody waits for longer to be told."""
+LIVES_SHARE = 30
+"""Likewise, of whole models."""
 FLEET_SHARE = 15
 """Likewise, of fleets."""
 FLEET_BATCHES = 60
@@ -39,6 +41,7 @@ def main() -> None:
         "peers": _peers,
         "fleet": _fleet,
         "sparsity": _sparsity,
+        "lives": _lives,
     }
     parser = argparse.ArgumentParser(prog="python -m tests.statistics", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("docs/calibration"))
@@ -94,6 +97,12 @@ def _fleet(options: argparse.Namespace) -> Page:
 def _sparsity(options: argparse.Namespace) -> Page:
     layers, windows = max(options.models // SPARSITY_SHARE, 2), options.windows // 3
     return sparsity.page(layers, windows, max(layers // 2, 2), options.workers, options.seed)
+
+
+def _lives(options: argparse.Namespace) -> Page:
+    models = max(options.models // LIVES_SHARE, 2)
+    nulls = [*lives.nulls(), *lives.real()]
+    return lives_page.page(lives.live(nulls, models, options.windows, options.workers, options.seed))
 
 
 if __name__ == "__main__":

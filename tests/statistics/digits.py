@@ -65,7 +65,11 @@ class Camera:
         pictures = self.digits.held_out[chosen]
         if what is not None:
             pictures = np.clip(what.change(pictures, rng), 0, 1).astype(np.float32)
-        parts = [self._replayer.run({"image": pictures[i : i + BATCH]}) for i in range(0, n, BATCH)]
+        return self.pooled(pictures)
+
+    def pooled(self, pictures: Pictures) -> dict[str, Pooled]:
+        """What the instrumented network makes of these pictures."""
+        parts = [self._replayer.run({"image": pictures[i : i + BATCH]}) for i in range(0, len(pictures), BATCH)]
         return {name: _joined([part[name] for part in parts]) for name in parts[0]}
 
 

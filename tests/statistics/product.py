@@ -17,8 +17,9 @@ from detector.checks.examine import measure
 from detector.domain.settings import CheckSettings
 from detector.statistics.dead import Dead, dead
 from detector.statistics.design_effect import estimate
-from detector.statistics.drift import REFERENCE_RISK, Drift, drift
+from detector.statistics.drift import Drift, drift
 from detector.statistics.explosion import Explosion, explosion
+from detector.statistics.reference_error import REFERENCE_RISK
 from detector.statistics.sequential import FAMILIES, AlarmEvidence, advance, calibrate, threshold
 from tests.statistics.draws import part
 from tests.statistics.peers.exchange import Scores, Streams

@@ -16,7 +16,7 @@ from scipy.stats import binom, chi2
 
 from agent.summary import Summary, merge
 from agent.summary.histogram import Floats
-from detector.statistics.drift import REFERENCE_RISK
+from detector.statistics.reference_error import REFERENCE_RISK
 from detector.statistics.sequential import AlarmEvidence, advance
 from tests.statistics.draws import INDEPENDENT, Mood, Sessions, draw, part
 from tests.statistics.laws import Law, at_omega, cells, day, hurdle, stretch_at, zeros_at

@@ -18,7 +18,8 @@ from scipy.special import ndtri
 from agent.summary import Summary, empty, from_pooled, merge
 from agent.summary.histogram import Floats
 from detector.statistics.design_effect import DesignEffect, estimate, unknown
-from detector.statistics.drift import REFERENCE_RISK, drift
+from detector.statistics.drift import drift
+from detector.statistics.reference_error import REFERENCE_RISK
 from detector.statistics.sequential import AlarmEvidence, advance, calibrate, threshold
 from detector.statistics.sparsity import Estimator, sparsity
 from tests.statistics.pages import Page

@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 import pytest
 
 from tests.statistics import __main__ as suite
-from tests.statistics import fleets, tables, versus
+from tests.statistics import fleets, lives, tables, versus
 from tests.statistics.charts import Axis, lines
 from tests.statistics.digits import corruptions
 
@@ -22,11 +22,14 @@ def first_three(scenes: Callable[[], list[fleets.Scene]]) -> Callable[[], list[f
     return lambda: scenes()[:3]
 
 
-@pytest.mark.parametrize("part", ["calibration", "run-length", "exactness", "peers", "fleet", "sparsity"])
+@pytest.mark.parametrize("part", ["calibration", "run-length", "exactness", "peers", "fleet", "sparsity", "lives"])
 def test_every_part_writes_a_page_its_figures_and_its_charts(
     part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(versus, "PEERS", ())
+    families = lives.nulls()
+    monkeypatch.setattr(lives, "nulls", lambda: families[:2])
+    monkeypatch.setattr(lives, "real", list)
     monkeypatch.setattr(versus, "corruptions", lambda: corruptions()[:2])
     for scenes in ("quiet", "spread_out", "odd"):
         monkeypatch.setattr(fleets, scenes, first_three(getattr(fleets, scenes)))
@@ -38,7 +41,7 @@ def test_every_part_writes_a_page_its_figures_and_its_charts(
     assert "| --- |" in page
     assert json.loads((tmp_path / f"{part}.json").read_text())
     charts = list(tmp_path.glob("*.svg"))
-    assert bool(charts) == (part not in ("exactness", "fleet", "sparsity"))
+    assert bool(charts) == (part not in ("exactness", "fleet", "sparsity", "lives"))
     for chart in charts:
         assert ElementTree.parse(chart).getroot().tag.endswith("svg")
         assert f"({chart.name})" in page

@@ -28,9 +28,9 @@ from agent.summary.histogram import Floats, Ints
 from agent.wire import Probe
 from detector.statistics.correction import Mask
 from detector.statistics.design_effect import DesignEffect, unknown
-from detector.statistics.drift import REFERENCE_RISK
 from detector.statistics.fleet.scalars import Agents, Scalars
 from detector.statistics.proportions import beyond, share_above
+from detector.statistics.reference_error import REFERENCE_RISK
 
 SCALARS = ("active share", "mean", "share of non-finite values")
 """What is compared of each layer, the last axis of arrays below."""

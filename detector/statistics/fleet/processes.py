@@ -15,9 +15,10 @@ from agent.summary.histogram import Floats
 from detector.statistics.fleet.deviation import Fleet
 from detector.statistics.sequential import IDLE, AlarmEvidence, calibrate
 
-LARGEST_E = 50.0
-"""Of one batch: further out than p = 1e-4 the normal law is not trusted for the mean of few requests with heavy tails.
-So no single batch raises an alarm."""
+LARGEST_E = 25.0
+"""Of one batch: further out than p = 4e-4 the normal law is not trusted for the mean of few requests with heavy tails
+or rare exceptions, for an agent keeps no variance of its own that would grow with them. So no single batch raises an
+alarm."""
 
 
 def fitted(before: AlarmEvidence, fleet: Fleet | None) -> AlarmEvidence:

@@ -81,13 +81,13 @@ def test_an_odd_pod_is_named_after_a_few_windows_with_its_first_layer() -> None:
 
 def test_a_pod_with_other_inputs_gets_other_traffic() -> None:
     play = Play(seed=1)
-    found = [play.step(scale=1.8, image=1.8) for _ in range(5)][-1]
+    found = [play.step(scale=1.8, image=1.8) for _ in range(8)][-1]
     assert odd(found) == [("image", "input_shift", ["pod-c"])]
 
 
 def test_a_drained_pod_is_told_no_more_and_the_alarm_ends() -> None:
     play = Play(seed=2)
-    for _ in range(5):
+    for _ in range(6):
         play.step(scale=3.0)
     assert play.evidence.alarm
     left = ("pod-a", "pod-b", "pod-d")

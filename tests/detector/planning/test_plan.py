@@ -11,7 +11,8 @@ from click.testing import CliRunner
 
 from detector.planning.command import command
 from detector.planning.plan import Question, delays, plan, sentence
-from detector.statistics.drift import PARTS, REFERENCE_RISK, drift
+from detector.statistics.drift import PARTS, drift
+from detector.statistics.reference_error import REFERENCE_RISK
 from detector.statistics.sequential import calibrate, threshold
 from tests.detector.fakes import summarise
 

@@ -14,7 +14,8 @@ from scipy.stats import binom, chi2, chi2_contingency, mannwhitneyu, ncx2, ttest
 from agent.summary import Summary, empty, from_pooled, merge
 from agent.summary.histogram import downscale, from_values
 from detector.statistics.bins import MAX_BINS, MIN_EXPECTED, bin_count, common_bins, merge_sparse, wasserstein
-from detector.statistics.drift import PARTS, REFERENCE_RISK, Drift, drift, normed_wasserstein
+from detector.statistics.drift import PARTS, Drift, drift, normed_wasserstein
+from detector.statistics.reference_error import REFERENCE_RISK
 from detector.statistics.sequential import calibrate
 from detector.statistics.values import chi_squared, ncx2_tail, rank_shift, tolerance
 from tests.detector.fakes import rectified, summarise

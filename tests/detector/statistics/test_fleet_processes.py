@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from agent.summary import Summary, merge
-from detector.statistics.design_effect import unknown
+from detector.statistics.design_effect import DesignEffect, unknown
 from detector.statistics.fleet import Fleet, compare, e_values, fitted, of_summary
+from detector.statistics.fleet.deviation import MEAN
 from detector.statistics.fleet.processes import LARGEST_E
 from detector.statistics.sequential import AlarmEvidence, advance, threshold, without
 from tests.detector.fakes import probe, summarise
@@ -64,7 +65,32 @@ def test_no_single_batch_raises_an_alarm_and_few_do() -> None:
         assert e["a"].max() == LARGEST_E
         evidence = advance(evidence, e, 1 / 1440, limit)
         batches += 1
-    assert batches == 4
+    assert batches == 5
+
+
+def test_exceptions_that_move_a_whole_layer_of_a_pod_with_few_requests_are_no_evidence() -> None:
+    """One request in five hundred is far from the others in all channels, and lands now on this pod, now on that."""
+    rng, agents, requests, seen = np.random.default_rng(5), 30, 30, []
+    given = probe("image", 0, 3, "input")
+
+    def drawn(n: int) -> Summary:
+        on = rng.random((n, 1)) < 0.002
+        return summarise(np.where(on, 4.5, 0.1) + 0.001 * rng.random((n, 3)))
+
+    references = [drawn(3000) for _ in range(8)]
+    for batch in range(240):
+        parts = {f"pod-{i}": drawn(requests) for i in range(agents)}
+        scalars = {name: {"image": of_summary(one)} for name, one in parts.items()}
+        found = compare(
+            scalars,
+            [given],
+            {"image": references[batch % len(references)]},
+            {"image": reduce(merge, parts.values())},
+            {"image": DesignEffect(np.full(3, 1.2), 1.0, 10, 900.0)},
+        )
+        seen.append([e[MEAN] for e in e_values(AlarmEvidence(), found).values()])
+    assert np.mean(seen) <= 1
+    assert np.max(seen) == LARGEST_E  # it was put to the test
 
 
 def test_an_agent_that_a_batch_lacks_loses_half_its_evidence() -> None:
