@@ -21,7 +21,8 @@ from detector.domain.layered import Layered
 from detector.domain.settings import CheckSettings
 from detector.domain.slots import matching
 from detector.domain.types import Reference
-from detector.references.choice import ensure, from_windows
+from detector.references.choice import ensure
+from detector.references.making import from_windows
 from detector.statistics.fleet import Agents
 from detector.statistics.sequential import FAMILIES, AlarmEvidence, threshold
 from tests.detector.fakes import START, FakeStore

@@ -109,7 +109,7 @@ def _crops(count: int, seed: int = 0) -> list[NDArray[np.float32]]:
         side = int(rng.integers(48, min(picture.shape[:2]) + 1))
         top, left = (int(rng.integers(extent - side + 1)) for extent in picture.shape[:2])
         crop = np.rot90(picture[top : top + side, left : left + side], int(rng.integers(4)))
-        small = transform.resize(crop[:, :: rng.choice([-1, 1])], (SIDE, SIDE), anti_aliasing=True)
+        small = transform.resize(crop[:, :: rng.choice([-1, 1])], (SIDE, SIDE), anti_aliasing=True)  # type: ignore[no-untyped-call]
         crops.append(np.asarray(2 * small.transpose(2, 0, 1) - 1, np.float32))
     return crops
 

@@ -100,8 +100,6 @@ class _Layer:
             fraction_sq_sum=(fraction**2).sum(axis=0),
             mean=average,
             m2=((mean - average) ** 2).sum(axis=0),
-            min=mean.min(axis=0),
-            max=maximum.max(axis=0),
             mean_histogram=histogram,
             max_histogram=histogram if self._maxima is self._means else self._maxima.histogram(requests),
         )
