@@ -160,6 +160,7 @@ ingest_offsets = Table(
     Column("partition", Integer, primary_key=True),
     *_numbers(BigInteger, "next_offset"),
     *(_time(name, null=True) for name in ("complete_to", "unbroken_since", "broken_at")),
+    *_text("topic_id", null=True),
 )
 
 heartbeats = Table(
