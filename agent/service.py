@@ -22,8 +22,8 @@ from agent.delivery.sender import Sender
 from agent.delivery.transport import Publisher
 from agent.delivery.windowing import Accumulator
 from agent.intake import http, server
-from agent.intake.oip import Limits
 from agent.intake.queue import ByteQueue, Captured
+from agent.intake.unpacking import Limits
 from agent.logging import configure
 from agent.metrics import AgentMetrics
 from agent.options import options
@@ -65,9 +65,8 @@ def command(settings: AgentSettings) -> None:
     limits = Limits(max_body_bytes=settings.max_body_bytes)
 
     def pushed_out(item: Captured) -> None:
-        metrics.dropped_total.labels("queue_share").inc()
+        metrics.dropped(item.key, "queue_share")
         metrics.overflowed_total.labels(*item.key).inc()
-        metrics.tally(*item.key).count("dropped")
 
     queue: ByteQueue[Captured] = ByteQueue(settings.queue_bytes, settings.queue_items, pushed_out)
     capture, state_dir, sample_rate = settings.capture, settings.state_dir, settings.sample_rate

@@ -15,7 +15,8 @@ from agent.budget.duty import Duty, DutyLimits
 from agent.budget.shares import ModelKey
 from agent.delivery.sender import Sender
 from agent.delivery.small_groups import Version
-from agent.intake.oip import OipError, parse_response
+from agent.intake.oip import parse_response
+from agent.intake.tensors import OipError
 from agent.metrics import AgentMetrics
 from agent.paired.axes import place, request_axes
 from agent.paired.baselines import Baseline, cpu_of, reference_of
