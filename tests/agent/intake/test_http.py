@@ -327,6 +327,7 @@ class TestHostileConnections:
         with self.start(running, "Content-Length: 100") as connection:
             assert b" 408 " in connection.recv(100)
         assert running.count("dropped_total", reason="slow_body") == 1
+        assert running.metrics.tally("digits", "2").read()["dropped"] == 1
 
     def test_client_that_leaves(self, running: Running) -> None:
         self.start(running, "Content-Length: 100").close()
