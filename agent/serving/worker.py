@@ -18,7 +18,6 @@ from agent.delivery.sender import Sender
 from agent.delivery.small_groups import Version
 from agent.delivery.windowing import Accumulator
 from agent.instrument.pooled import Pooled
-from agent.intake.oip import parse_request
 from agent.intake.queue import ByteQueue, Captured
 from agent.intake.tensors import OipError
 from agent.intake.unpacking import Limits
@@ -26,10 +25,11 @@ from agent.metrics import AgentMetrics
 from agent.rates.governor import Budgets
 from agent.rates.throttle import Meters
 from agent.repeats import Repeats
-from agent.replay import NoMemory, ReplayError, batching
+from agent.replay import NoMemory, ReplayError
 from agent.replay.batching import Tensors
 from agent.replay.rows import Batch, Drawn, batches, draw, halves
 from agent.serving.models import Models, Served, be_nice
+from agent.serving.parsing import inputs_of
 
 _POLL_SECONDS = 0.25
 _TURN_SECONDS = 0.5
@@ -202,35 +202,17 @@ class Worker:
 
     def _parse(self, item: Captured, served: Served) -> Tensors | None:
         try:
-            request = parse_request(
-                item.body,
-                item.header_length,
-                served.metadata.inputs,
-                encoding=item.encoding,
-                limits=self._settings.limits,
-            )
-            try:
-                batching.count(request.inputs, served.instrumented.batch_axes)
-            except (ValueError, IndexError) as error:
-                raise OipError("shape", str(error)) from error
+            return inputs_of(item, served, self._settings.limits)
         except OipError as error:
             self._metrics.rejected(item.key, error.reason)
-            kind = (item.model, error.reason)
-            self._repeats.warning(
-                "request.rejected", kind, model=item.model, reason=error.reason, message=error.message
-            )
-            return None
-        except Exception as error:  # a body is hostile: whatever it does to the parser, the loop goes on
-            self._metrics.rejected(item.key, "internal")
             self._repeats.warning(
                 "request.rejected",
-                (item.model, "internal"),
+                (item.model, error.reason),
                 model=item.model,
-                reason="internal",
-                message=type(error).__name__,
+                reason=error.reason,
+                message=error.message,
             )
             return None
-        return request.inputs
 
     def _run_batch(self, served: Served, batch: Batch) -> int:
         """Replays a batch; returns how many of its rows are lost.

@@ -23,7 +23,8 @@ from detector.checks.check import run_all
 from detector.domain.settings import CheckSettings
 from detector.domain.types import ModelVersion
 from detector.ingestion.cuts import Cuts
-from detector.ingestion.ingest import Headers, IngestHandler, Record
+from detector.ingestion.ingest import IngestHandler
+from detector.ingestion.records import Headers, Record
 from detector.metrics import DetectorMetrics
 from detector.store import Store
 from tests.lives.pods import Pod
