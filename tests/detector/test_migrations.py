@@ -162,7 +162,6 @@ def run(*arguments: str, url: str) -> tuple[int, str]:
 
 
 def test_the_command_goes_up_checks_and_goes_down(url: str) -> None:
-    assert run("--check", url=url)[0] == 0
     assert run("--check", url=url) == (1, "Error: the schema is at base, the newest is 0009: run `reluscope migrate`\n")
     assert run(url=url) == (0, "migrated the schema from base to 0009\n")
     assert run(url=url) == (0, "the schema is at 0009 already\n")
