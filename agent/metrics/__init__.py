@@ -121,7 +121,11 @@ class AgentMetrics:
             "model_sample_ratio", "Share of a version's requests that is sampled now.", "model", "version"
         )
         self.work_seconds_total = self._counter(
-            "work_seconds_total", "Seconds of work: replay, paired, holdout, calibration.", "work", "model", "version"
+            "work_seconds_total",
+            "Seconds of work: replay, paired, holdout, calibration, kinship.",
+            "work",
+            "model",
+            "version",
         )
         self.work_deferred_total = self._counter(
             "work_deferred_total", "Times that work had to wait for its share of the duty cycle.", "work"
