@@ -19,7 +19,7 @@ EDGES: Mapping[str, tuple[str, ...]] = {
     "onnx": ("agent.instrument",),
     "onnxruntime": ("agent.replay",),
     "pydantic_settings": ("agent.options",),
-    "kafka": ("agent.delivery.transport", "detector.ingestion.transport"),
+    "kafka": ("agent.delivery.producer", "agent.delivery.transport", "detector.ingestion.transport"),
     "sqlalchemy": ("detector.store",),
     "psycopg": ("detector.store",),
     "apscheduler": ("detector.schedule",),
