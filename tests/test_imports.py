@@ -31,7 +31,7 @@ EDGES: Mapping[str, tuple[str, ...]] = {
 
 FLOORS: Mapping[str, tuple[tuple[str, ...], ...]] = {
     "agent": (
-        ("datatypes", "logging", "metrics", "options", "repeats", "supervise", "summary"),
+        ("clock", "datatypes", "logging", "metrics", "options", "repeats", "supervise", "summary"),
         ("budget", "wire"),
         ("instrument",),
         ("replay",),

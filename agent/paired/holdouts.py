@@ -7,7 +7,6 @@ they are not.
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +16,7 @@ import structlog
 from agent import wire
 from agent.budget.duty import Duty, DutyLimits
 from agent.budget.shares import ModelKey
+from agent.clock import unix_ms
 from agent.delivery.sender import Sender
 from agent.metrics import AgentMetrics
 from agent.paired.baselines import Baseline, Stamp, holdout_of, reference_of
@@ -54,7 +54,7 @@ class Holdouts:
         sender: Sender,
         metrics: AgentMetrics,
         stop: threading.Event,
-        clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+        clock_ms: Callable[[], int] = unix_ms,
         duty: Duty | None = None,
     ) -> None:
         """``stop`` is looked at between batches; a holdout that was interrupted is not sent.

@@ -17,6 +17,7 @@ import structlog
 from agent import wire
 from agent.budget.duty import Duty, DutyLimits
 from agent.budget.shares import ModelKey
+from agent.clock import unix_ms
 from agent.delivery.sender import Sender
 from agent.instrument import InstrumentError, instrument
 from agent.instrument.pooled import Pooled
@@ -85,7 +86,7 @@ class Kinships:
         settings: PairedSettings,
         sender: Sender,
         metrics: AgentMetrics,
-        clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+        clock_ms: Callable[[], int] = unix_ms,
         duty: Duty | None = None,
     ) -> None:
         """The arguments are as for `agent.paired.runner.Paired`."""

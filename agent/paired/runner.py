@@ -12,8 +12,9 @@ import structlog
 from agent import wire
 from agent.budget.duty import Duty, DutyLimits
 from agent.budget.shares import ModelKey
+from agent.clock import unix_ms
 from agent.delivery.sender import Sender
-from agent.delivery.small_groups import Version
+from agent.delivery.versions import Version
 from agent.intake.tensors import OipError
 from agent.metrics import AgentMetrics
 from agent.paired.answers import answers_of
@@ -51,7 +52,7 @@ class Paired:
         windows: ComparisonWindows,
         sender: Sender,
         metrics: AgentMetrics,
-        clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+        clock_ms: Callable[[], int] = unix_ms,
         monotonic: Callable[[], float] = time.monotonic,
         duty: Duty | None = None,
     ) -> None:

@@ -14,8 +14,9 @@ import numpy as np
 from agent.budget.duty import Duty, DutyLimits
 from agent.budget.shares import FairShares, ModelKey
 from agent.capture.engine import EngineClosed
+from agent.clock import unix_ms
 from agent.delivery.sender import Sender
-from agent.delivery.small_groups import Version
+from agent.delivery.versions import Version
 from agent.delivery.windowing import Accumulator
 from agent.instrument.pooled import Pooled
 from agent.intake.queue import ByteQueue, Captured
@@ -63,7 +64,7 @@ class Worker:
         accumulator: Accumulator,
         sender: Sender,
         metrics: AgentMetrics,
-        clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+        clock_ms: Callable[[], int] = unix_ms,
         on_parsed: Callable[[Served, Captured, Tensors], None] = lambda served, item, inputs: None,
         on_pooled: Callable[[Served, Batch, Mapping[str, Pooled]], None] = lambda served, batch, pooled: None,
         duty: Duty | None = None,
