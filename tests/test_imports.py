@@ -40,6 +40,7 @@ FLOORS: Mapping[str, tuple[tuple[str, ...], ...]] = {
         ("serving",),
         ("paired",),
         ("settings", "inspect_model"),
+        ("sidecar",),
         ("service", "cli"),
     ),
     "detector": (
