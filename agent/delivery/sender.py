@@ -5,7 +5,6 @@ The one door out of the pod, and its lock: nothing of fewer requests than the mi
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import TypeVar
@@ -13,10 +12,12 @@ from typing import TypeVar
 import structlog
 
 from agent import wire
+from agent.clock import unix_ms
 from agent.delivery.drops import ProbeDrop
 from agent.delivery.outbox import Outbox
 from agent.delivery.small_comparisons import SmallComparisons
-from agent.delivery.small_groups import DEFAULT_GROUP, MinGroup, SmallWindows, Version, Withheld, WithheldReason
+from agent.delivery.small_groups import DEFAULT_GROUP, MinGroup, SmallWindows, Withheld, WithheldReason
+from agent.delivery.versions import Version
 from agent.delivery.windowing import ClosedWindow, Slot
 from agent.instrument import Instrumented
 from agent.metrics import AgentMetrics
@@ -36,7 +37,7 @@ class Sender:
         outbox: Outbox,
         agent_id: str,
         max_message_bytes: int,
-        clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+        clock_ms: Callable[[], int] = unix_ms,
         on_drop: Callable[[ProbeDrop], None] = lambda drop: None,
         *,
         group: MinGroup = DEFAULT_GROUP,
