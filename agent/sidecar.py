@@ -15,7 +15,7 @@ from agent.budget.shares import ModelKey
 from agent.capture.settings import CaptureSettings
 from agent.delivery.drops import ProbeDrops
 from agent.delivery.heartbeats import Heartbeats, Rhythm
-from agent.delivery.outbox import Outbox
+from agent.delivery.outbox import Outbox, Watch
 from agent.delivery.sender import Sender
 from agent.delivery.transport import Publisher
 from agent.delivery.windowing import Accumulator
@@ -85,7 +85,10 @@ class Sidecar:
         settings, metrics = self._settings, self._metrics
         settings.state_dir.mkdir(parents=True, exist_ok=True)
         path = settings.state_dir / "outbox.db"
-        outbox = Outbox(path, settings.outbox_bytes, on_drop=metrics.outbox_dropped_total.inc)
+        watch = Watch(
+            metrics.outbox_dropped_total.inc, metrics.outbox_errors_total.inc, metrics.outbox_damaged_total.inc
+        )
+        outbox = Outbox(path, settings.outbox_bytes, keep_damaged=settings.outbox_damaged, watch=watch)
         metrics.watch_queue(self._queue.depth)
         metrics.watch_outbox(outbox.depth)
         return outbox

@@ -190,5 +190,9 @@ class Sender:
             log.info(f"{what}.withheld", model=model, version=version, reason=one.reason, probes=probes, requests=most)
 
     def _post(self, envelope: wire.Envelope) -> None:
-        if not self._outbox.append(envelope.key, lambda seq: wire.encode(replace(envelope, seq=seq))):
+        # The epoch is asked for inside: it is the outbox's own until the message is on the disk.
+        def make(seq: int) -> bytes:
+            return wire.encode(replace(envelope, boot_epoch=self._outbox.boot_epoch, seq=seq))
+
+        if not self._outbox.append(envelope.key, make):
             log.error("outbox.full", model=envelope.model, version=envelope.version)

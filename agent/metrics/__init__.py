@@ -71,7 +71,13 @@ class AgentMetrics:
         self.queue_bytes = self._gauge("queue_bytes", "Bytes of sampled requests that wait for replay.")
         self.outbox_messages = self._gauge("outbox_messages", "Messages on disk that the broker has not acknowledged.")
         self.outbox_bytes = self._gauge("outbox_bytes", "Bytes on disk that the broker has not acknowledged.")
-        self.outbox_dropped_total = self._counter("outbox_dropped_total", "Messages lost: outbox full, or refused.")
+        self.outbox_dropped_total = self._counter(
+            "outbox_dropped_total", "Messages lost: outbox full, failing or damaged, or refused."
+        )
+        self.outbox_errors_total = self._counter(
+            "outbox_errors_total", "Attempts to read or write the outbox that failed."
+        )
+        self.outbox_damaged_total = self._counter("outbox_damaged_total", "Damaged outbox files that were set aside.")
         self.published_total = self._counter("published_total", "Messages that the broker has acknowledged.")
         self.publish_errors_total = self._counter("publish_errors_total", "Failed attempts to publish.")
         self.last_publish_timestamp_seconds = self._gauge(
