@@ -17,7 +17,8 @@ import onnx
 import pytest
 from rich.console import Console
 
-from agent.intake.oip import TensorSpec, parse_request
+from agent.intake.oip import parse_request
+from agent.intake.tensors import TensorSpec
 from deploy.demo import cnn, review, traffic
 from deploy.demo.acts import Director
 from deploy.demo.stage import Stage

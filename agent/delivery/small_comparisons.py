@@ -11,7 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from agent import wire
-from agent.delivery.small_groups import MinGroup, Version, Withheld, WithheldReason
+from agent.delivery.small_groups import MinGroup, Withheld, WithheldReason
+from agent.delivery.versions import Version
 from agent.summary.coarse import rounded_up
 from agent.wire import Comparison, ProbeComparison
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from datetime import datetime, timedelta
 
-from detector.ingestion.ingest import RetryLater
+from detector.ingestion.records import RetryLater
 from detector.store import StoreError
 
 ASK_SECONDS = 2.0

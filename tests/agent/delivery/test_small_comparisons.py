@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from agent import wire
 from agent.delivery.small_comparisons import WHOLE, PassedComparison, SmallComparisons
-from agent.delivery.small_groups import MinGroup, Version, WithheldReason
+from agent.delivery.small_groups import MinGroup, WithheldReason
+from agent.delivery.versions import Version
 from agent.metrics import WITHHELD_REASONS
 from tests.agent.comparisons import PROBES, comparison, probe_comparison
 

@@ -9,7 +9,7 @@ import pytest
 from agent.wire import Envelope, Heartbeat, Window
 from detector.ingestion.clocks import Between, corrected, heard
 from detector.ingestion.cuts import Cuts, Mark
-from detector.ingestion.ingest import RetryLater
+from detector.ingestion.records import RetryLater
 from detector.ingestion.shared_clock import ASK_SECONDS, SharedClock
 from detector.store import StoreUnavailable
 from tests.detector.builders import MINUTE, START, deployment, ms, window
