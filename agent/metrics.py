@@ -22,6 +22,8 @@ DROP_REASONS = (
     "internal",
 )
 """Why a request that may have been sampled is lost without anybody's fault in its content."""
+CLOSED_REASONS = ("too_many", "slow_request", "large_head", "not_http")
+"""Why a connection of a client was closed."""
 PAIRED_DROP_REASONS = (
     "rate",
     "queue_full",
@@ -71,6 +73,9 @@ class AgentMetrics:
         self.requests_total = self._counter("requests_total", "Requests that arrived for a known model.", "model")
         self.sampled_total = self._counter("sampled_total", "Requests that sampling chose, dropped or not.", "model")
         self.dropped_total = self._counter("dropped_total", "Requests lost for want of room or time.", "reason")
+        self.connections_closed_total = self._counter(
+            "connections_closed_total", "Connections closed for want of room, or for what came on them.", "reason"
+        )
         self.rejected_total = self._counter("rejected_total", "Requests with bad content.", "model", "reason")
         self.replayed_total = self._counter("replayed_total", "Requests run through the model.", "model", "version")
         self.carried_requests_total = self._counter(
@@ -127,6 +132,8 @@ class AgentMetrics:
         )
         for reason in DROP_REASONS:
             self.dropped_total.labels(reason)
+        for reason in CLOSED_REASONS:
+            self.connections_closed_total.labels(reason)
         self._tallies: dict[tuple[str, str], Tally] = {}
         self._add_budget()
         self._add_paired()

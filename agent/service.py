@@ -22,6 +22,7 @@ from agent.delivery.sender import Sender
 from agent.delivery.transport import Publisher
 from agent.delivery.windowing import Accumulator
 from agent.intake import http, server
+from agent.intake.connections import ConnectionLimits, Connections
 from agent.intake.oip import Limits
 from agent.intake.queue import ByteQueue, Captured
 from agent.logging import configure
@@ -168,10 +169,14 @@ def command(settings: AgentSettings) -> None:
         loops.append(supervised("server", watch.run, stop))
     publishing = supervised("publisher", lambda event: publisher.run(outbox, event, heartbeats), publish_stop)
     app = http.build_app(models, queue, samplers, metrics, limits, on_response=pairs.intake.offer_response)
+    connections = Connections(
+        ConnectionLimits(settings.max_connections),
+        lambda reason: metrics.connections_closed_total.labels(reason).inc(),
+    )
     repository = str(settings.repository)
     log.info("agent.started", agent_id=settings.agent_id, boot_epoch=outbox.boot_epoch, repository=repository)
     try:
-        server.serve(app, settings.host, settings.port, stop)
+        server.serve(app, settings.host, settings.port, stop, connections=connections)
     except OSError as error:
         raise click.ClickException(f"cannot listen on {settings.host}:{settings.port}: {error}") from error
     finally:

@@ -98,6 +98,16 @@ class Heartbeat:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Behind:
+    """How a probe's signal, power and noise are spread over its requests; both of shape (3,)."""
+
+    requests: NDArray[np.int64]
+    """Requests that add to the sum."""
+    squares: NDArray[np.float64]
+    """Sum of the squares of what each request adds."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class ProbeComparison:
     """What differs between the served side and a baseline at one probe, summed over requests and elements."""
 
@@ -123,6 +133,8 @@ class ProbeComparison:
     only_served_active: NDArray[np.int64]
     """Shape (channels,): requests with any positive element on the served side only; empty without channels."""
     only_baseline_active: NDArray[np.int64]
+    behind: Behind | None = None
+    """For the agent's decision how finely the sums may be told; in no message."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -125,7 +125,7 @@ Damage = Callable[[pb.Envelope], object]
     [
         (lambda m: setattr(m, "schema_version", 99), "newer than"),
         (lambda m: setattr(m, "model", ""), "model is empty"),
-        (lambda m: m.ClearField("window"), "no window, deployment, comparison or heartbeat"),
+        (lambda m: m.ClearField("window"), "no window, deployment, comparison, heartbeat or kinship"),
         (lambda m: setattr(m.window, "end_unix_ms", 0), "no span of time"),
         (lambda m: m.window.probes[0].active.append(1), "entries"),
         (lambda m: m.window.probes[0].active.__setitem__(0, 999), "more requests than"),
