@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 ARGS ?=
 KEEP ?=
 
-.PHONY: help venv system demo test lint bench peers statistics report pins clean
+.PHONY: help venv system demo test lint fuzz bench peers statistics report pins clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -52,6 +52,12 @@ lint: $(VENV)/.dev ## Check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+SECONDS_ := $(if $(SECONDS),--seconds $(SECONDS),)
+ROUNDS_ := $(if $(ROUNDS),--rounds $(ROUNDS),)
+
+fuzz: $(VENV)/.dev ## Feed every decoder with mutated messages (SECONDS=600 or ROUNDS=10000, ARGS='--seed 7')
+	$(BIN)/python -m tests.fuzz $(SECONDS_) $(ROUNDS_) $(ARGS)
 
 bench: $(VENV)/.dev ## Run every benchmark; the last line of each is JSON
 	@for file in tests/bench/*.py; do \

@@ -59,6 +59,8 @@ class AgentSettings:
     """Largest request body."""
     outbox_bytes: Annotated[int, Option("outbox_mib", unit=MIB)] = Field(default=512 * MIB, ge=1)
     """Disk for messages that Kafka has not acknowledged."""
+    outbox_damaged: int = Field(default=2, ge=0)
+    """Damaged outbox files that are kept."""
     max_message_bytes: Annotated[int, Option("max_message_kib", unit=KIB)] = Field(default=896 * KIB, ge=16 * KIB)
     """Larger windows are split by probe."""
     compression: Literal["gzip", "zstd", "none"] = "gzip"

@@ -20,7 +20,7 @@ from detector import resources
 from detector.alerting import runbooks
 from detector.alerting.alertmanager import AlertmanagerError, AlertmanagerSettings
 from detector.alerting.reconcile import reconcile
-from detector.checks import check
+from detector.checks.every import run_all
 from detector.domain.finding import Check
 from detector.domain.settings import AgentLimits, CheckSettings, Database, PairedSettings
 from detector.http import Backend, HttpServer, build_app
@@ -164,7 +164,7 @@ class Service:
     def _check(self) -> None:
         settings, done = self._settings, None
         try:
-            done = check.run_all(self._store, settings.checks, self._store.now(), self._versions, settings.paired)
+            done = run_all(self._store, settings.checks, self._store.now(), self._versions, settings.paired)
         finally:
             if done is None or done:  # else there was nothing due
                 self._refresh()

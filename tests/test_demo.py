@@ -17,7 +17,8 @@ import onnx
 import pytest
 from rich.console import Console
 
-from agent.intake.oip import TensorSpec, parse_request
+from agent.intake.oip import parse_request
+from agent.intake.tensors import TensorSpec
 from deploy.demo import cnn, review, traffic
 from deploy.demo.acts import Director
 from deploy.demo.stage import Stage
@@ -294,7 +295,8 @@ def director(tmp_path: Path, polls: list[list[Seen]], monkeypatch: pytest.Monkey
     monkeypatch.setattr("deploy.demo.acts.POLL_SECONDS", 0.0)
     monkeypatch.setattr("deploy.demo.acts.SETTLE_SECONDS", 0.0)
     monkeypatch.setattr("deploy.demo.acts.REFERENCE_TIMEOUT", 0.2)
-    monkeypatch.setattr("deploy.demo.acts.WINDOW_SECONDS", 0.05)
+    monkeypatch.setattr("deploy.demo.acts.WINDOW_SECONDS", 0.25)
+    monkeypatch.setattr(Director, "_next_window", lambda self: None)  # it would poll, too
     stage = Stage(tmp_path, tmp_path / "models", "", Broker("x"), "", "")
     player = traffic.Player("http://127.0.0.1:9", "digits", np.zeros((1, 1, 8, 8), np.float32), 1, 0)
     player.stop()
@@ -314,10 +316,10 @@ def test_act_1_passes_on_silence_only(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_act_2_wants_the_input_as_origin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    polls = [[seen(1, -1, DEAD)], [seen(2, 3)], [seen(3, 0.12, SHIFT)]]
+    polls = [[seen(1, -1, DEAD)], [seen(2, 3)], [seen(3, 0.6, SHIFT)]]
     outcome = director(tmp_path, polls, monkeypatch).shifted()
     assert (outcome.problems, outcome.windows, outcome.found) == ([], 3, "image drift")
-    wrong = director(tmp_path, [[seen(1, 0.04, DEAD)]], monkeypatch).shifted()
+    wrong = director(tmp_path, [[seen(1, 0.2, DEAD)]], monkeypatch).shifted()
     assert (
         "input_shift was expected, the first findings were: conv2_relu: dead, dead_neurons, origin" in wrong.problems[0]
     )
@@ -341,7 +343,7 @@ def test_act_3_wants_the_dead_channels_of_conv2(
     findings: tuple[Found, ...],
     passes: bool,
 ) -> None:
-    polls = [[seen(1, 0.04, SHIFT)], [seen(2, 0.04, *findings, version="2")]]
+    polls = [[seen(1, 0.2, SHIFT)], [seen(2, 0.2, *findings, version="2")]]
     lead = director(tmp_path, polls, monkeypatch)
     outcome = lead.dead(cnn.to_onnx(weights), (0, 2, 4))
     assert (not outcome.problems) == passes, outcome.problems

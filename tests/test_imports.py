@@ -19,19 +19,19 @@ EDGES: Mapping[str, tuple[str, ...]] = {
     "onnx": ("agent.instrument",),
     "onnxruntime": ("agent.replay",),
     "pydantic_settings": ("agent.options",),
-    "kafka": ("agent.delivery.transport", "detector.ingestion.transport"),
+    "kafka": ("agent.delivery.producer", "agent.delivery.transport", "detector.ingestion.transport"),
     "sqlalchemy": ("detector.store",),
     "psycopg": ("detector.store",),
     "apscheduler": ("detector.schedule",),
     "prometheus_client": ("agent.metrics", "detector.metrics"),
-    "starlette": ("agent.intake.http", "agent.intake.server", "detector.http"),
+    "starlette": ("agent.intake.bodies", "agent.intake.http", "agent.intake.server", "detector.http"),
     "uvicorn": ("agent.intake.connections", "agent.intake.server", "detector.http"),
 }
 """Third-party package to the modules, with all below them, that may import it."""
 
 FLOORS: Mapping[str, tuple[tuple[str, ...], ...]] = {
     "agent": (
-        ("datatypes", "logging", "metrics", "options", "repeats", "supervise", "summary"),
+        ("clock", "datatypes", "logging", "metrics", "options", "repeats", "supervise", "summary"),
         ("budget", "wire"),
         ("instrument",),
         ("replay",),
@@ -40,6 +40,7 @@ FLOORS: Mapping[str, tuple[tuple[str, ...], ...]] = {
         ("serving",),
         ("paired",),
         ("settings", "inspect_model"),
+        ("sidecar",),
         ("service", "cli"),
     ),
     "detector": (

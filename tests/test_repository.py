@@ -28,9 +28,10 @@ REQUIRED = (
     "docs/privacy.md",
     "docs/sql.md",
     "docs/measurements.md",
+    "docs/reliability.md",
     *REQUIREMENTS,
 )
-TARGETS = ("venv", "demo", "test", "lint", "bench", "statistics", "report", "clean", "help")
+TARGETS = ("venv", "demo", "test", "lint", "fuzz", "bench", "statistics", "report", "clean", "help")
 
 # Written so that this file does not hold what it looks for.
 MACHINE_PATH = re.compile(r"(?<![\w.~/-])/" + r"(?:root|home/\w+|work|Users/\w+|opt/wheels|tmp/\w)/")

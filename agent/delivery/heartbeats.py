@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from agent import wire
+from agent.clock import unix_ms
 
 Key = tuple[str, str, str]
 """Model, version, digest."""
@@ -51,7 +52,7 @@ class Heartbeats:
         standing: Callable[[], Iterable[Standing]],
         counts: Callable[[str, str], Mapping[str, int]],
         oldest: Callable[[str], bytes | None],
-        clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+        clock_ms: Callable[[], int] = unix_ms,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         """``counts`` gives a model version's requests; ``oldest`` the oldest message that waits under a Kafka key."""

@@ -5,7 +5,6 @@ The one door out of the pod, and its lock: nothing of fewer requests than the mi
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import TypeVar
@@ -13,10 +12,12 @@ from typing import TypeVar
 import structlog
 
 from agent import wire
+from agent.clock import unix_ms
 from agent.delivery.drops import ProbeDrop
 from agent.delivery.outbox import Outbox
 from agent.delivery.small_comparisons import SmallComparisons
-from agent.delivery.small_groups import DEFAULT_GROUP, MinGroup, SmallWindows, Version, Withheld, WithheldReason
+from agent.delivery.small_groups import DEFAULT_GROUP, MinGroup, SmallWindows, Withheld, WithheldReason
+from agent.delivery.versions import Version
 from agent.delivery.windowing import ClosedWindow, Slot
 from agent.instrument import Instrumented
 from agent.metrics import AgentMetrics
@@ -36,7 +37,7 @@ class Sender:
         outbox: Outbox,
         agent_id: str,
         max_message_bytes: int,
-        clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+        clock_ms: Callable[[], int] = unix_ms,
         on_drop: Callable[[ProbeDrop], None] = lambda drop: None,
         *,
         group: MinGroup = DEFAULT_GROUP,
@@ -189,5 +190,9 @@ class Sender:
             log.info(f"{what}.withheld", model=model, version=version, reason=one.reason, probes=probes, requests=most)
 
     def _post(self, envelope: wire.Envelope) -> None:
-        if not self._outbox.append(envelope.key, lambda seq: wire.encode(replace(envelope, seq=seq))):
+        # The epoch is asked for inside: it is the outbox's own until the message is on the disk.
+        def make(seq: int) -> bytes:
+            return wire.encode(replace(envelope, boot_epoch=self._outbox.boot_epoch, seq=seq))
+
+        if not self._outbox.append(envelope.key, make):
             log.error("outbox.full", model=envelope.model, version=envelope.version)

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agent import wire
-from agent.delivery.small_groups import MinGroup, Version, Withheld, WithheldReason
+from agent.delivery.small_groups import MinGroup, Withheld, WithheldReason
+from agent.delivery.versions import Version
 from agent.summary.coarse import are_many, middles, rounded_up
 from agent.wire import Comparison, ProbeComparison
 

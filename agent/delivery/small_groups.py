@@ -16,13 +16,12 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass as settings
 
 from agent import summary
+from agent.delivery.versions import Version
 from agent.delivery.windowing import ClosedWindow, Slot
 from agent.options import SECTION, Option
 from agent.summary import Summary
 from agent.summary.coarse import coarsened
 
-Version = tuple[str, str, str]
-"""Model, version, digest."""
 WithheldReason = Literal["stopping", "version_gone", "stale", "width_changed"]
 """A metric label: bounded."""
 

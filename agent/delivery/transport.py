@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import random
 import threading
@@ -12,14 +11,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import structlog
-from kafka import KafkaProducer
 from kafka.errors import KafkaError, KafkaTimeoutError, MessageSizeTooLargeError
 
 from agent.delivery.heartbeats import Heartbeats
 from agent.delivery.outbox import Item, Outbox
+from agent.delivery.producer import DRAIN_SECONDS, Producer
 from agent.metrics import AgentMetrics
 from agent.supervise import Backoff, repeat
-from agent.wire import SCHEMA_VERSION, encode
+from agent.wire import encode
 
 _log = structlog.get_logger()
 _BATCH = 200
@@ -29,9 +28,6 @@ _PATIENCE_SECONDS = 30.0
 """How long the broker may take to acknowledge a batch."""
 _FIRST_DELAY = 0.5
 _LAST_DELAY = 30.0
-_BLOCK_SECONDS = 1.5
-"""How long any call into the client may block; with _DRAIN_SECONDS and closing it keeps the end below five seconds."""
-_DRAIN_SECONDS = 2.0
 
 
 @dataclass(slots=True)
@@ -72,30 +68,12 @@ class Publisher:
             jitter: uniform in [0, 1).
         """
         self._topic = topic
+        self._producer = Producer(bootstrap, topic, compression, api_version, agent_id, options or {})
         self._max_in_flight_bytes = max_in_flight_bytes
         self._metrics = metrics
-        self._agent_id = agent_id.encode()
         self._clock = clock
         self._backoff = Backoff(_FIRST_DELAY, _LAST_DELAY, jitter)
-        self._producer: Any = None
         self._failing: bool | None = None
-        self._settings: dict[str, Any] = {
-            "bootstrap_servers": bootstrap.split(","),
-            "client_id": f"reluscope-agent-{agent_id}",
-            "compression_type": None if compression == "none" else compression,
-            "api_version": api_version,
-            "enable_idempotence": True,
-            "acks": "all",
-            "linger_ms": 5,
-            "max_request_size": 16 << 20,  # the broker's own limit decides, after compression
-            "max_block_ms": int(_BLOCK_SECONDS * 1000),
-            "bootstrap_timeout_ms": int(_BLOCK_SECONDS * 1000),
-            "request_timeout_ms": 10_000,
-            "delivery_timeout_ms": 20_000,
-            "reconnect_backoff_max_ms": 5_000,
-            "metrics_enabled": False,
-            **(options or {}),
-        }
 
     def run(self, outbox: Outbox, stop: threading.Event, heartbeats: Heartbeats | None = None) -> None:
         """Publish until `stop` is set, then try for two seconds more to send what waits; returns within five."""
@@ -106,7 +84,7 @@ class Publisher:
             repeat(lambda: self._publish(outbox, stop, heartbeats), stop, self._backoff, lambda e, _: self._report(e))
             self._drain(outbox, stop, heartbeats)
         finally:
-            self._disconnect()
+            self._producer.disconnect()
 
     def _publish(self, outbox: Outbox, stop: threading.Event, heartbeats: Heartbeats | None) -> None:
         while not stop.is_set():
@@ -115,7 +93,7 @@ class Publisher:
             self._backoff.reset()
 
     def _drain(self, outbox: Outbox, stop: threading.Event, heartbeats: Heartbeats | None) -> None:
-        deadline = time.monotonic() + _DRAIN_SECONDS
+        deadline = time.monotonic() + DRAIN_SECONDS
         try:
             while not self._failing and time.monotonic() < deadline and self._round(outbox, stop, heartbeats):
                 pass
@@ -135,8 +113,7 @@ class Publisher:
         due = heartbeats if heartbeats is not None and heartbeats.due() else None
         if waiting == 0 and due is None:
             return False
-        if self._producer is None:
-            self._producer = self._connect()
+        self._producer.connect()
         if due is not None and (waiting > _BATCH or due.unknown()):
             self._beat(due, stop)
             due = None
@@ -144,7 +121,7 @@ class Publisher:
         failure: Exception | None = None
         for item in outbox.pending(_BATCH, self._max_in_flight_bytes):
             try:
-                sent.append(_Sent(item, self._send(item.key, item.payload, item.epoch, item.seq)))
+                sent.append(_Sent(item, self._producer.send(item.key, item.payload, item.epoch, item.seq)))
             except MessageSizeTooLargeError as error:
                 self._refuse(outbox, item, error)
             except KafkaError as error:
@@ -160,48 +137,18 @@ class Publisher:
     def _beat(self, heartbeats: Heartbeats, stop: threading.Event) -> None:
         """Send heartbeats; raises what the broker answers. They are not repeated: the next round makes new ones."""
         made = heartbeats.make()
-        sent = [self._send(envelope.key, encode(envelope), envelope.boot_epoch, envelope.seq) for envelope in made]
+        sent = [
+            self._producer.send(envelope.key, encode(envelope), envelope.boot_epoch, envelope.seq) for envelope in made
+        ]
         until = time.monotonic() + _PATIENCE_SECONDS
         for future in sent:
-            self._await(future, until, stop)
+            self._producer.wait(future, until, stop)
             if not future.succeeded():
                 error = future.exception if future.is_done else KafkaTimeoutError("no answer to a heartbeat in time")
-                self._disconnect()
+                self._producer.disconnect()
                 raise error
         heartbeats.delivered(made)
         self._report(None)
-
-    def _connect(self) -> Any:
-        made: list[Any] = []
-
-        def make_client(**settings: Any) -> Any:
-            made.append(KafkaProducer.DEFAULT_CONFIG["kafka_client"](**settings))
-            return made[-1]
-
-        try:
-            return KafkaProducer(kafka_client=make_client, **self._settings)
-        except BaseException:
-            # The constructor asks the broker for its version, and leaves its sockets open if it fails.
-            for client in made:
-                client.close()
-            raise
-
-    def _send(self, key: str, payload: bytes, epoch: int, seq: int) -> Any:
-        headers = [
-            ("agent", self._agent_id),
-            ("epoch", b"%d" % epoch),
-            ("seq", b"%d" % seq),
-            ("schema", b"%d" % SCHEMA_VERSION),
-        ]
-        return self._producer.send(self._topic, key=key.encode(), value=payload, headers=headers)
-
-    def _await(self, future: Any, until: float, stop: threading.Event) -> None:
-        """Wait for a future to be done, until a `time.monotonic`, or little longer than ``stop``."""
-        while not future.is_done and time.monotonic() < until:
-            if stop.is_set():
-                until = min(until, time.monotonic() + _DRAIN_SECONDS)
-            with contextlib.suppress(Exception):  # still under way, or failed: told apart by the caller
-                future.get(timeout=0.1)
 
     def _settle(self, outbox: Outbox, sent: list[_Sent], stop: threading.Event) -> Exception | None:
         """Wait for the fate of all; forget the acknowledged. Returns why others were not, if any."""
@@ -210,8 +157,8 @@ class Publisher:
         until = time.monotonic() + _PATIENCE_SECONDS
         for each in sent:
             if stop.is_set():
-                until = min(until, time.monotonic() + _DRAIN_SECONDS)
-            self._await(each.future, until, stop)
+                until = min(until, time.monotonic() + DRAIN_SECONDS)
+            self._producer.wait(each.future, until, stop)
             if not each.future.is_done:
                 failure = KafkaTimeoutError("the broker has not acknowledged in time")
             elif each.future.succeeded():
@@ -227,7 +174,7 @@ class Publisher:
             if failure is None:
                 self._report(None)
         if failure is not None:  # the client may still hold these, or have lost its sequence: begin afresh
-            self._disconnect()
+            self._producer.disconnect()
         return failure
 
     def _refuse(self, outbox: Outbox, item: Item, error: Exception) -> None:
@@ -248,14 +195,3 @@ class Publisher:
             else:
                 _log.info("publish.connected", topic=self._topic)
         self._failing = failing
-
-    def _disconnect(self) -> None:
-        producer, self._producer = self._producer, None
-        if producer is None:
-            return
-        try:
-            producer.close(timeout=0.5)
-        except KafkaError:
-            # close() gives up on undelivered messages before it has ended its thread. They stay in the outbox.
-            producer._sender.force_close()
-            producer._sender.join(0.5)

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections import OrderedDict
 from dataclasses import dataclass, field
 
+from agent.delivery.versions import Version
 from agent.wire import Probe
-
-VersionKey = tuple[str, str, str]
-"""Model, version, digest."""
 
 
 @dataclass(slots=True)
@@ -26,9 +24,9 @@ class Widths:
 
     def __init__(self, most_versions: int = 64) -> None:
         self._most_versions = most_versions
-        self._known: OrderedDict[VersionKey, _Known] = OrderedDict()
+        self._known: OrderedDict[Version, _Known] = OrderedDict()
 
-    def fault(self, version: VersionKey, probe: Probe, width: int) -> str | None:
+    def fault(self, version: Version, probe: Probe, width: int) -> str | None:
         """Why values of so many channels cannot be taken in, for this and all later batches; None where they can."""
         known = self._known.setdefault(version, _Known())
         self._known.move_to_end(version)

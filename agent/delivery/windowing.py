@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from agent import summary
 from agent.delivery.drops import ProbeDrop, ProbeDropReason
-from agent.delivery.widths import VersionKey, Widths
+from agent.delivery.versions import Version
+from agent.delivery.widths import Widths
 from agent.instrument.pooled import Pooled
 from agent.summary import Summary
 from agent.summary.histogram import Ints
@@ -129,7 +130,7 @@ class Accumulator:
             del self._open[slot]
 
     def _fitting(
-        self, version: VersionKey, probes: tuple[Probe, ...], pooled: Mapping[str, Pooled], requests: int
+        self, version: Version, probes: tuple[Probe, ...], pooled: Mapping[str, Pooled], requests: int
     ) -> dict[str, Pooled]:
         """The values that can be taken in; the probes of the others are dropped, from all windows of the version."""
         known = {probe.name: probe for probe in probes}

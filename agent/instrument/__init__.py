@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 import onnx
 from onnx import TensorProto, helper
 
-from agent.instrument.axes import Axes, batch_symbol, input_axes
+from agent.instrument.axes import Axes
+from agent.instrument.batches import batch_symbol, input_axes
 from agent.instrument.bodies import Inner, inner_activations, probe_bodies
 from agent.instrument.candidates import Candidate, candidates, inputs, outputs, source
 from agent.instrument.errors import InstrumentError

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from agent.budget.shares import ModelKey
-from agent.intake.oip import TensorSpec
+from agent.intake.tensors import TensorSpec
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,13 +19,16 @@ from typing import Any
 import orjson
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from agent.intake.bodies import Bodies, NotReceived, encoding_of, header_length_of
 from agent.intake.catalog import Catalog, ModelMetadata, describe
-from agent.intake.oip import Limits, OipError, parse_request, unpacked_size
+from agent.intake.oip import parse_request
 from agent.intake.queue import ByteQueue, Captured
+from agent.intake.tensors import OipError
+from agent.intake.unpacking import Limits, unpacked_size
 from agent.metrics import CONTENT_TYPE, AgentMetrics
 from agent.rates.pairs import Arrival
 from agent.rates.samplers import Samplers
@@ -70,7 +73,7 @@ def build_app(
 
 
 class _Intake:
-    """The handlers, and the bytes that are being received now."""
+    """The handlers."""
 
     def __init__(
         self,
@@ -89,7 +92,7 @@ class _Intake:
         self._limits = limits
         self._clock = clock
         self._on_response = on_response
-        self._receiving = 0
+        self._bodies = Bodies(limits)
         self._validating = asyncio.Lock()
 
     async def infer(self, request: Request) -> Response:
@@ -110,32 +113,30 @@ class _Intake:
         return await take(request, model, request.headers.get("ce-id"))
 
     async def _take_request(self, request: Request, model: ModelMetadata, header_id: str | None) -> Response:
-        self._metrics.requests_total.labels(model.name).inc()
-        tally = self._metrics.tally(model.name, model.version)
-        tally.count("requests")
+        self._metrics.arrived(model.key)
         if not model.ready:
-            self._metrics.dropped_total.labels("model_not_ready").inc()
-            tally.count("dropped")
+            self._metrics.dropped(model.key, "model_not_ready")
             return _not_ready(model)
         try:
-            header_length = _header_length(request)
-            encoding = _encoding(request)
-            body = await self._receive(request)
+            header_length = header_length_of(request)
+            encoding = encoding_of(request)
+            body = await self._bodies.receive(request)
             weight = len(body) + unpacked_size(body, encoding, self._limits.max_decompressed_bytes) + _OVERHEAD
             if request.headers.get("x-reluscope-validate") == "1":
                 await self._validate(model, body, header_length, encoding, weight)
         except OipError as error:
-            tally.count("rejected")
-            return self._rejected(model, error)
+            self._metrics.rejected(model.key, error.reason)
+            return _refused(error)
+        except NotReceived as lost:
+            self._metrics.dropped(model.key, lost.reason)
+            raise
         body_id = id_at_head(body) if encoding is None and header_length != 0 else None
         arrival = self._samplers.of(model.key).request(model.name, header_id or body_id)
         if arrival.kept:
-            self._metrics.sampled_total.labels(model.name).inc()
-            tally.count("sampled")
+            self._metrics.sampled(model.key)
             captured = self._captured(model, body, header_length, encoding, arrival)
             if not self._queue.offer(captured, weight, captured.key):
-                self._metrics.dropped_total.labels("queue_full").inc()
-                tally.count("dropped")
+                self._metrics.dropped(model.key, "queue_full")
                 self._metrics.overflowed_total.labels(*captured.key).inc()
         answer: dict[str, Any] = {"model_name": model.name, "model_version": model.version, "outputs": []}
         if body_id is not None:
@@ -145,10 +146,10 @@ class _Intake:
     async def _validate(
         self, model: ModelMetadata, body: bytes, header_length: int | None, encoding: str | None, weight: int
     ) -> None:
-        """Raises OipError where the request could not be replayed, HTTPException where there is no room to look."""
+        """Raises OipError where the request could not be replayed, NotReceived where there is no room to look."""
         if not self._queue.hold(weight):
-            self._metrics.dropped_total.labels("queue_full").inc()
-            raise HTTPException(503, "no room to validate now: the queue is full; try again, or raise --queue-mib")
+            detail = "no room to validate now: the queue is full; try again, or raise --queue-mib"
+            raise NotReceived(503, detail, "queue_full")
         try:
             async with self._validating:  # one at a time: this is for people, not for traffic
                 await asyncio.to_thread(
@@ -162,11 +163,15 @@ class _Intake:
         if not model.ready:
             return _not_ready(model)
         try:
-            header_length = _header_length(request)
-            encoding = _encoding(request)
-            body = await self._receive(request)
+            header_length = header_length_of(request)
+            encoding = encoding_of(request)
+            body = await self._bodies.receive(request)
         except OipError as error:
-            return self._rejected(model, error)
+            self._metrics.rejected_total.labels(model.name, error.reason).inc()
+            return _refused(error)
+        except NotReceived as lost:
+            self._metrics.dropped_total.labels(lost.reason).inc()
+            raise
         response_id = header_id or (id_of_response(body) if encoding is None else None)
         if not response_id:
             self._metrics.rejected_total.labels(model.name, "no_id").inc()
@@ -183,44 +188,6 @@ class _Intake:
     ) -> Captured:
         at_ms = int(self._clock() * 1000)
         return Captured(model.name, model.version, body, header_length, encoding, arrival.pair, at_ms, arrival.draw)
-
-    def _rejected(self, model: ModelMetadata, error: OipError) -> Response:
-        self._metrics.rejected_total.labels(model.name, error.reason).inc()
-        return _json({"error": error.message}, {"too_large": 413, "bad_encoding": 415}.get(error.reason, 400))
-
-    async def _receive(self, request: Request) -> bytes:
-        """The body. Holds no more than its limit, and with all other bodies no more than theirs.
-
-        Raises:
-            OipError: "too_large", before anything is read where the client gives the length.
-            HTTPException: 408, 499 or 503, counted.
-        """
-        limit = self._limits.max_body_bytes
-        announced = request.headers.get("content-length", "")
-        if announced.isdecimal() and int(announced) > limit:
-            raise OipError("too_large", f"the body has {announced} bytes, more than {limit}")
-        chunks: list[bytes] = []
-        size = 0
-        try:
-            async with asyncio.timeout(self._limits.max_receive_seconds):
-                async for chunk in request.stream():
-                    size += len(chunk)
-                    self._receiving += len(chunk)
-                    if size > limit:
-                        raise OipError("too_large", f"the body has more than {limit} bytes")
-                    if self._receiving > self._limits.max_receiving_bytes:
-                        self._metrics.dropped_total.labels("inflight_bytes").inc()
-                        raise HTTPException(503, "too many bytes are being received")
-                    chunks.append(chunk)
-        except TimeoutError as error:
-            self._metrics.dropped_total.labels("slow_body").inc()
-            raise HTTPException(408, "the body did not come in time") from error
-        except ClientDisconnect as error:
-            self._metrics.dropped_total.labels("disconnected").inc()
-            raise HTTPException(499, "the client has gone") from error
-        finally:
-            self._receiving -= size
-        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
     def _find(self, request: Request) -> ModelMetadata:
         name, version = request.path_params["model"], request.path_params.get("version")
@@ -264,20 +231,8 @@ class _Intake:
         return Response(self._metrics.render(), media_type=CONTENT_TYPE)
 
 
-def _header_length(request: Request) -> int | None:
-    text = request.headers.get("inference-header-content-length")
-    if text is None:
-        return None
-    if not (text.isascii() and text.isdigit() and len(text) <= 12):
-        raise OipError("bad_header", "Inference-Header-Content-Length is no length")
-    return int(text)
-
-
-def _encoding(request: Request) -> str | None:
-    text = request.headers.get("content-encoding", "identity").lower()
-    if text not in ("identity", "gzip", "deflate"):
-        raise OipError("bad_encoding", "the Content-Encoding is not supported, only gzip and deflate")
-    return None if text == "identity" else text
+def _refused(error: OipError) -> Response:
+    return _json({"error": error.message}, {"too_large": 413, "bad_encoding": 415}.get(error.reason, 400))
 
 
 def _not_ready(model: ModelMetadata) -> Response:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 import re
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -28,42 +27,10 @@ from agent.intake.tensors import (
     from_json,
     shape_of,
 )
-
-__all__ = [
-    "Limits",
-    "OipError",
-    "ParsedRequest",
-    "ParsedResponse",
-    "TensorSpec",
-    "decompress",
-    "parse_request",
-    "parse_response",
-    "unpacked_size",
-]
+from agent.intake.unpacking import DEFAULT_LIMITS, Limits, unpacked
 
 # A string, a bracket, or a quote that opens a string without end. Possessive, so that no input makes it backtrack.
 _TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[{}]|"', re.DOTALL)
-_DEFLATE_RATIO = 1032
-_GZIP = b"\x1f\x8b"
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What one request, and all that are being received, may cost."""
-
-    max_body_bytes: int = 16 << 20
-    """As received, so compressed where the client compresses."""
-    max_decompressed_bytes: int = 32 << 20
-    max_json_bytes: int = 8 << 20
-    """The JSON part; parsing it holds the interpreter, some 4 ms per MiB of numbers."""
-    max_json_containers: int = 1 << 16
-    """Objects and arrays in the JSON: each costs 20 times its text in memory."""
-    max_elements: int = 8 << 20
-    """Elements of all inputs together."""
-    max_receiving_bytes: int = 64 << 20
-    """Bodies being received at one time, all connections together."""
-    max_receive_seconds: float = 10.0
-    """From the headers to the end of the body."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +55,7 @@ def parse_request(
     inputs: Sequence[TensorSpec],
     *,
     encoding: str | None = None,
-    limits: Limits = Limits(),
+    limits: Limits = DEFAULT_LIMITS,
 ) -> ParsedRequest:
     """Read a request as it came from the wire.
 
@@ -103,7 +70,7 @@ def parse_request(
     Raises:
         OipError: in every case of bad input.
     """
-    body = _unpacked(body, encoding, limits)
+    body = unpacked(body, encoding, limits)
     if header_length == 0:
         return ParsedRequest(None, _raw_input(body, inputs, limits))
     header_length = _json_length(body, header_length, limits)
@@ -121,7 +88,7 @@ def parse_response(
     outputs: Sequence[TensorSpec],
     *,
     encoding: str | None = None,
-    limits: Limits = Limits(),
+    limits: Limits = DEFAULT_LIMITS,
 ) -> ParsedResponse:
     """Read a server's response, with the same care as a request.
 
@@ -135,7 +102,7 @@ def parse_response(
     Raises:
         OipError: in every case of bad input, and where there is no output at all.
     """
-    body = _unpacked(body, encoding, limits)
+    body = unpacked(body, encoding, limits)
     header_length = _json_length(body, header_length, limits)
     response = _load_json(body, header_length, limits)
     version = response.get("model_version")
@@ -143,71 +110,6 @@ def parse_response(
         raise OipError("bad_request", '"model_version" is no string')
     specs = [replace(spec, role="output") for spec in outputs]
     return ParsedResponse(version or None, _tensors(response, body, header_length, specs, limits, "output"))
-
-
-def decompress(body: bytes, encoding: str | None, max_bytes: int) -> bytes:
-    """Undo a Content-Encoding, never producing more than `max_bytes`.
-
-    Raises:
-        OipError: "bad_encoding" (unknown, broken, cut short or followed by other bytes) or "too_large".
-    """
-    if encoding in (None, "", "identity"):
-        return body
-    if encoding not in ("gzip", "deflate"):
-        raise OipError("bad_encoding", "the Content-Encoding is not supported, only gzip and deflate")
-    # HTTP's "deflate" is the zlib format, 15 window bits; 16 more select gzip's.
-    inflater = zlib.decompressobj(wbits=31 if encoding == "gzip" else 15)
-    try:
-        data = inflater.decompress(body, max_bytes + 1)
-    except zlib.error:
-        raise OipError("bad_encoding", f"the body is no {encoding} stream") from None
-    if len(data) > max_bytes:
-        raise OipError("too_large", f"the {encoding} body decompresses to more than {max_bytes} bytes")
-    if not inflater.eof or inflater.unused_data:
-        raise OipError("bad_encoding", f"the {encoding} body is cut short or followed by other bytes")
-    return data
-
-
-def unpacked_size(body: bytes, encoding: str | None, max_bytes: int) -> int:
-    """The most bytes that a body may unpack to, without unpacking it; 0 where it is not packed, or is no such stream.
-
-    gzip says so in its last four bytes (RFC 1952), and a stream that holds more is refused; deflate does not say, but
-    cannot make more than 1032 of one byte (https://zlib.net/zlib_tech.html).
-
-    Raises:
-        OipError: "too_large", where the stream says that it holds more than `max_bytes`.
-    """
-    if encoding == "deflate":
-        return min(_DEFLATE_RATIO * len(body), max_bytes)
-    if encoding != "gzip" or not body.startswith(_GZIP):
-        return 0
-    size = int.from_bytes(body[-4:], "little")
-    if size > max_bytes:
-        raise OipError("too_large", f"the gzip body decompresses to more than {max_bytes} bytes")
-    return size
-
-
-def _unpacked(body: bytes, encoding: str | None, limits: Limits) -> bytes:
-    if len(body) > limits.max_body_bytes:
-        raise OipError("too_large", f"the body has {len(body)} bytes, more than {limits.max_body_bytes}")
-    try:
-        announced = unpacked_size(body, encoding, limits.max_decompressed_bytes)
-    except OipError:  # or what looks like its end is none, which is said then
-        return decompress(body, encoding, limits.max_decompressed_bytes)
-    if encoding == "gzip":
-        return _of_announced_size(body, encoding, announced)
-    return decompress(body, encoding, limits.max_decompressed_bytes)
-
-
-def _of_announced_size(body: bytes, encoding: str, size: int) -> bytes:
-    """Never makes more than the stream says it holds: that is what was counted."""
-    try:
-        return decompress(body, encoding, size)
-    except OipError as error:
-        if error.reason != "too_large":
-            raise
-        message = f"the {encoding} body holds more than the {size} bytes that its end says"
-        raise OipError("bad_encoding", message) from error
 
 
 def _json_length(body: bytes, header_length: int | None, limits: Limits) -> int:

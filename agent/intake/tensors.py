@@ -14,7 +14,7 @@ from agent.datatypes import NUMPY
 
 Reason = Literal[
     "bad_encoding", "bad_header", "bad_json", "bad_request", "binary_size", "bytes_tensor", "data", "datatype",
-    "missing_input", "missing_output", "shape", "shared_memory", "too_large", "unknown_input",
+    "internal", "missing_input", "missing_output", "shape", "shared_memory", "too_large", "unknown_input",
     "unknown_output",
 ]  # fmt: skip
 """A metric label: bounded."""

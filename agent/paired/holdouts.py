@@ -7,7 +7,6 @@ they are not.
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,15 +15,14 @@ import structlog
 
 from agent import wire
 from agent.budget.duty import Duty, DutyLimits
-from agent.budget.memory import NoRoom
-from agent.budget.pace import Pace
 from agent.budget.shares import ModelKey
+from agent.clock import unix_ms
 from agent.delivery.sender import Sender
 from agent.metrics import AgentMetrics
-from agent.paired.baselines import HOLDOUT_FILE, Baseline, Stamp, holdout_of, reference_of
+from agent.paired.baselines import Baseline, Stamp, holdout_of, reference_of
 from agent.paired.errors import PairedError
-from agent.paired.holdout import Holdout, HoldoutError, check_classes, read_holdout, unpacked_size
-from agent.paired.pairing import Pairing, Template
+from agent.paired.holdout import HoldoutError
+from agent.paired.holdout_run import HoldoutRuns, NotNow
 from agent.paired.settings import PairedSettings
 from agent.serving.models import Served, be_nice
 
@@ -36,10 +34,6 @@ _RETRY_MS = 60_000
 
 _State = tuple[str, tuple[Path, Stamp] | None, Baseline | None]
 """What a version's result depends on: its digest, the holdout's file and the reference model's."""
-
-
-class _NotNow(Exception):
-    """The holdout was interrupted, or has no room: it is run later, if it still is of interest then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +54,7 @@ class Holdouts:
         sender: Sender,
         metrics: AgentMetrics,
         stop: threading.Event,
-        clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+        clock_ms: Callable[[], int] = unix_ms,
         duty: Duty | None = None,
     ) -> None:
         """``stop`` is looked at between batches; a holdout that was interrupted is not sent.
@@ -72,7 +66,7 @@ class Holdouts:
         self._metrics = metrics
         self._stop = stop
         self._clock_ms = clock_ms
-        self._duty = duty or Duty(DutyLimits(1.0, kept=1.0))
+        self._runs = HoldoutRuns(settings, metrics, duty or Duty(DutyLimits(1.0, kept=1.0)), clock_ms, self._gone)
         self._done: dict[ModelKey, _State] = {}
         self._told: dict[ModelKey, _Told] = {}
         self._retry_ms: dict[ModelKey, int] = {}
@@ -128,7 +122,7 @@ class Holdouts:
             return
         try:
             comparison = None if found is None else self._measured(served, found[0], reference)
-        except _NotNow:
+        except NotNow:
             return
         self._done[key] = state  # also where it fails: it is tried again when a file changes
         self._told.pop(key, None)
@@ -156,75 +150,18 @@ class Holdouts:
         log.info("holdout.withdrawn", model=model, version=version)
 
     def _measured(self, served: Served, path: Path, reference: Baseline | None) -> wire.Comparison | None:
-        """The comparison; None where the files cannot be used, which is logged. Raises _NotNow."""
+        """The comparison; None where the files cannot be used, which is logged. Raises NotNow."""
         entry = served.entry
         try:
-            return self._measure(served, path, reference)
+            return self._runs.measure(served, path, reference)
         except (HoldoutError, PairedError) as error:
             reason = error.reason if isinstance(error, PairedError) else "holdout_unusable"
             self._metrics.paired_failed_total.labels(entry.model, "holdout", reason).inc()
             log.error("holdout.failed", model=entry.model, version=entry.version, reason=str(error))
             if reason == "no_memory":
                 self._retry_ms[entry.key] = self._clock_ms() + _RETRY_MS
-                raise _NotNow from error
+                raise NotNow from error
             return None
-
-    def _measure(self, served: Served, path: Path, reference: Baseline | None) -> wire.Comparison:
-        memory = self._settings.device.memory
-        if memory is None:
-            return self._compared(served, path, reference)
-        try:
-            # Twice: as they are in the file, and as the model takes them.
-            lease = memory.ram.lease("holdout", 2 * min(unpacked_size(path), self._settings.holdout_bytes))
-        except NoRoom as error:
-            raise PairedError("no_memory", str(error)) from error
-        try:
-            return self._compared(served, path, reference)
-        finally:
-            lease.release()
-
-    def _compared(self, served: Served, path: Path, reference: Baseline | None) -> wire.Comparison:
-        entry = served.entry
-        holdout = read_holdout(
-            path, served.metadata.inputs, served.instrumented.batch_axes, self._settings.holdout_bytes
-        )
-        template = Template("holdout", HOLDOUT_FILE, holdout.digest, served.engine.provider)
-        beside = "" if reference is None else reference.label
-        try:
-            named = replace(template, reference=beside)
-            pairing = Pairing(served, reference, self._settings, named, owner="holdout")
-        except PairedError as error:
-            if reference is None:
-                raise
-            # The served model's accuracy is worth having without its reference.
-            self._metrics.paired_failed_total.labels(entry.model, "holdout", error.reason).inc()
-            log.error("holdout.reference_unusable", model=entry.model, version=entry.version, reason=str(error))
-            pairing = Pairing(served, None, self._settings, template, owner="holdout")
-        begin = self._clock_ms()
-        with Pace(self._duty, "holdout", entry.key, lambda: self._gone(served)) as pace:
-            total = self._run(pairing, path, holdout, (begin, begin + 1), pace)
-        return replace(total, end_ms=max(self._clock_ms(), begin + 1))
-
-    def _run(
-        self, pairing: Pairing, path: Path, holdout: Holdout, span: tuple[int, int], pace: Pace
-    ) -> wire.Comparison:
-        total: wire.Comparison | None = None
-        step = self._settings.max_batch
-        group = 0
-        while True:
-            for start in range(0, len(holdout.labels), step):
-                if pace.step():
-                    raise _NotNow
-                inputs = holdout.rows(start, start + step)
-                outcome = pairing.run(inputs, span, labels=holdout.labels[start : start + step])
-                if start == 0 and group == 0:
-                    check_classes(path, holdout.labels, outcome.classes)
-                part = outcome.comparison if group == 0 else _inner_probes(outcome.comparison, pairing)
-                total = part if total is None else wire.merge(total, part)
-            group += 1
-            if total is not None and group >= len(pairing.groups):
-                return total
-            pairing.advance()
 
     def _export(self, served: Served, result: wire.Comparison) -> None:
         model, version = served.entry.model, served.entry.version
@@ -254,9 +191,3 @@ class Holdouts:
 def _now(comparison: wire.Comparison, at_ms: int) -> wire.Comparison:
     """The same result, said at another time: rows of the detector are told apart by their times."""
     return replace(comparison, start_ms=at_ms, end_ms=at_ms + 1)
-
-
-def _inner_probes(part: wire.Comparison, pairing: Pairing) -> wire.Comparison:
-    """Without what every group of probes repeats: the comparison's own counts and the outputs."""
-    inner = tuple(item for item in part.probes if item.probe.tensor not in pairing.outputs)
-    return replace(wire.probes_only(part), probes=inner)

@@ -17,13 +17,16 @@ import structlog
 from agent import wire
 from agent.budget.duty import Duty, DutyLimits
 from agent.budget.shares import ModelKey
+from agent.clock import unix_ms
 from agent.delivery.sender import Sender
-from agent.instrument import InstrumentError, instrument, open_model
+from agent.instrument import InstrumentError, instrument
 from agent.instrument.pooled import Pooled
 from agent.intake.queue import ByteQueue
 from agent.metrics import AgentMetrics
 from agent.paired.baselines import Baseline, former_of
+from agent.paired.errors import PairedError
 from agent.paired.kinship_sums import KinshipSums, Means, sampled
+from agent.paired.opening import open_bounded
 from agent.paired.settings import PairedSettings
 from agent.replay import NoMemory, Replayer, ReplayError, batching, output_types
 from agent.replay.rows import Batch
@@ -83,7 +86,7 @@ class Kinships:
         settings: PairedSettings,
         sender: Sender,
         metrics: AgentMetrics,
-        clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+        clock_ms: Callable[[], int] = unix_ms,
         duty: Duty | None = None,
     ) -> None:
         """The arguments are as for `agent.paired.runner.Paired`."""
@@ -163,7 +166,7 @@ class Kinships:
             target.wanted += len(batch.rows.kept)
             return
         except Exception as error:  # of any kind: there is no second try, and no request depends on it
-            known = isinstance(error, (InstrumentError, ReplayError, OSError))
+            known = isinstance(error, (InstrumentError, PairedError, ReplayError, OSError))
             target.failed, target.wanted, self._former = True, 0, None
             log.warning(
                 "kinship.unusable", model=entry.model, version=entry.version, former=target.former.label,
@@ -179,14 +182,14 @@ class Kinships:
             log.info("kinship.measured", model=entry.model, version=entry.version, former=target.former.label)
 
     def _loaded(self, target: _Target) -> _Former:
-        """The former version's session at the layers that both have; raises InstrumentError, ReplayError, OSError."""
+        """The former version's session at the layers that both have.
+
+        Raises PairedError, InstrumentError, ReplayError or OSError.
+        """
         if self._former is not None and self._former.target is target:
             return self._former
         self._former = None  # first, so that no two are in memory
-        opened = open_model(target.former.path)
-        size = sum(path.stat().st_size for path in (target.former.path, *opened.external_files))
-        if size > self._settings.model_bytes:
-            raise ReplayError(f"{target.former.path} has {size} bytes, more than --paired-model-mib allows")
+        opened = open_bounded(target.former.path, self._settings.model_bytes)
         whole = instrument(opened, output_types)
         ours = {probe.name for probe in target.served.instrumented.probes if probe.kind == "activation"}
         shared = [probe.name for probe in whole.probes if probe.kind == "activation" and probe.name in ours]

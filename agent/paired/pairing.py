@@ -3,49 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from agent import wire
-from agent.instrument import InstrumentError, instrument, open_model
-from agent.instrument.whole import WholeGraph
+from agent.instrument import InstrumentError
 from agent.paired.axes import all_requests_first, request_axes
 from agent.paired.baselines import Baseline
 from agent.paired.batch import Batch, Outcome, compare_batch
 from agent.paired.errors import PairedError
 from agent.paired.groups import FetchGroup, plan
-from agent.paired.matching import Pair, Unmatched, compared_probes, match
+from agent.paired.matching import Pair, Unmatched, compared_probes
+from agent.paired.opening import open_baseline, served_device
 from agent.paired.settings import PairedSettings
 from agent.paired.side import Side
 from agent.paired.sums import Tolerance
-from agent.replay import CPU, Device, NoMemory, ReplayError, batching, output_types
+from agent.paired.template import Template, template_of
+from agent.replay import CPU, NoMemory, ReplayError, batching
 from agent.replay.batching import Tensors
 from agent.replay.rows import Drawn
 from agent.serving.models import Served
-from agent.serving.repository import digest
 
 _RUNS_PER_GROUP = 16
 """Runs before the next group of probes is fetched, where they do not all fit: opening sessions takes long."""
-
-
-@dataclass(frozen=True, slots=True)
-class Template:
-    """What every comparison of a pairing says about itself; the window is filled in."""
-
-    kind: wire.BaselineKind
-    baseline: str
-    digest: str
-    provider: str
-    reference: str = ""
-    """What runs beside the served model on a holdout."""
-
-    def blank(self, span: tuple[int, int]) -> wire.Comparison:
-        """A comparison of no requests in the window ``span`` (Unix milliseconds)."""
-        blank = wire.Comparison(*span, self.kind, self.baseline, self.digest, self.provider, 0)
-        return replace(blank, reference=self.reference)
 
 
 class Pairing:
@@ -88,7 +71,7 @@ class Pairing:
         self.groups: tuple[FetchGroup, ...] = ()
         self.too_large: tuple[str, ...] = ()
         try:
-            self._served = Side(served.entry.path, served.digest, _device(settings, baseline))
+            self._served = Side(served.entry.path, served.digest, served_device(settings, baseline))
             graph = self._served.graph()
             self._outputs = graph.outputs
             checksum = ""
@@ -98,10 +81,12 @@ class Pairing:
                 self.unmatched: tuple[Unmatched, ...] = ()
                 self._baseline: Side | None = None
             else:
-                self._baseline, checksum, self.pairs, self.unmatched = _match(served, graph, baseline, settings)
+                opened = open_baseline(served, graph, baseline, settings)
+                self._baseline, checksum = opened.side, opened.digest
+                self.pairs, self.unmatched = opened.pairs, opened.unmatched
         except (InstrumentError, ReplayError, OSError) as error:
             raise PairedError("baseline_unusable", str(error)) from error
-        self.template = template or _template(served, baseline, checksum)
+        self.template = template or template_of(served, baseline, checksum)
         # Both tensors of a pair have one shape, so their requests lie on the same axis.
         self._baseline_axes = {pair.baseline_tensor: self._tensor_axes.get(pair.probe.tensor, 0) for pair in self.pairs}
 
@@ -242,45 +227,3 @@ class Pairing:
 
     def _tolerance(self) -> Tolerance | None:
         return self._settings.tolerance if self.template.kind in ("cpu_provider", "served_response") else None
-
-
-def _match(
-    served: Served, graph: WholeGraph, baseline: Baseline, settings: PairedSettings
-) -> tuple[Side, str, tuple[Pair, ...], tuple[Unmatched, ...]]:
-    same = baseline.path == served.entry.path
-    file = open_model(baseline.path)
-    size = sum(path.stat().st_size for path in (baseline.path, *file.external_files))
-    if size > settings.model_bytes:
-        raise PairedError("baseline_unusable", f"{baseline.path} has {size} bytes, more than {settings.model_bytes}")
-    checksum = served.digest if same else digest(baseline.path, file.external_files)
-    device = settings.device.on_cpu() if baseline.cpu_only else _device(settings, baseline)
-    side = Side(baseline.path, checksum, device)
-    if same:
-        other, probes = graph, served.instrumented.probes
-    else:
-        other = WholeGraph(file)
-        try:
-            probes = instrument(file, output_types).probes
-        except InstrumentError:  # no rectifiers that it knows: tensors still match by their names
-            probes = ()
-    if set(other.inputs) != set(graph.inputs):
-        raise PairedError(
-            "baseline_unusable",
-            f"{baseline.path} has inputs {sorted(other.inputs)}, the served model {sorted(graph.inputs)}",
-        )
-    pairs, unmatched = match(served.instrumented.probes, graph, probes, other)
-    if not pairs:
-        raise PairedError("baseline_unusable", f"{baseline.path}: none of its tensors matches a probe")
-    return side, checksum, pairs, unmatched
-
-
-def _device(settings: PairedSettings, baseline: Baseline | None) -> Device:
-    """Where the served side runs; it shares the memory limit with a baseline that runs there too."""
-    return settings.device if baseline is None or baseline.cpu_only else settings.device.sharing(2)
-
-
-def _template(served: Served, baseline: Baseline | None, checksum: str) -> Template:
-    provider = served.engine.provider
-    if baseline is None:
-        return Template("served_response", "response", "", provider)
-    return Template(baseline.kind, baseline.label, checksum, provider)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
@@ -13,19 +12,19 @@ import structlog
 from agent import wire
 from agent.budget.duty import Duty, DutyLimits
 from agent.budget.shares import ModelKey
+from agent.clock import unix_ms
 from agent.delivery.sender import Sender
-from agent.delivery.small_groups import Version
-from agent.intake.oip import OipError, parse_response
+from agent.delivery.versions import Version
+from agent.intake.tensors import OipError
 from agent.metrics import AgentMetrics
-from agent.paired.axes import place, request_axes
+from agent.paired.answers import answers_of
 from agent.paired.baselines import Baseline, cpu_of, reference_of
 from agent.paired.errors import PairedError
 from agent.paired.intake import PairedIntake, Task
-from agent.paired.pairing import Pairing
+from agent.paired.pairings import Pairings
 from agent.paired.settings import PairedSettings
 from agent.paired.windows import ComparisonWindows, ServedVersion
 from agent.replay import CPU
-from agent.replay.batching import Tensors
 from agent.serving.models import Served, be_nice
 from agent.wire import BaselineKind
 
@@ -43,14 +42,6 @@ class _Target:
     baselines: tuple[Baseline, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class _Loaded:
-    """A pairing and what it was made of; None where that failed."""
-
-    made_of: tuple[str, str, Baseline | None]
-    pairing: Pairing | None
-
-
 class Paired:
     """Paired replay of one agent. `refresh` is called by the loop that watches the repository; all work is in `run`."""
 
@@ -61,7 +52,7 @@ class Paired:
         windows: ComparisonWindows,
         sender: Sender,
         metrics: AgentMetrics,
-        clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+        clock_ms: Callable[[], int] = unix_ms,
         monotonic: Callable[[], float] = time.monotonic,
         duty: Duty | None = None,
     ) -> None:
@@ -73,7 +64,7 @@ class Paired:
         self._clock_ms = clock_ms
         self._duty = duty or Duty(DutyLimits(settings.duty_cycle), monotonic)
         self._targets: dict[ModelKey, _Target] = {}
-        self._loaded: OrderedDict[tuple[ModelKey, BaselineKind], _Loaded] = OrderedDict()
+        self._pairings = Pairings(settings)
         self._left_out: dict[tuple[ModelKey, BaselineKind], dict[str, str]] = {}
         self.intake = PairedIntake(settings, sample_rate, metrics, self._has_baseline, monotonic)
         """What intake and replay talk to."""
@@ -156,8 +147,8 @@ class Paired:
     def _compare(self, task: Task, kind: BaselineKind, baseline: Baseline | None) -> None:
         entry = task.served.entry
         try:
-            answers = self._answers(task) if task.response is not None else None
-            pairing = self._pairing(task.served, kind, baseline)
+            answers = answers_of(task, self._settings.limits) if task.response is not None else None
+            pairing = self._pairings.of(task.served, kind, baseline)
             if pairing is None:
                 self._failed(entry.model, kind, "baseline_unusable")
                 return
@@ -189,74 +180,19 @@ class Paired:
         """Counts the probes that are not compared, and logs them where they are not the same as before."""
         key = (source.model, source.version)
         self._metrics.paired_unmatched_probes.labels(*key, kind).set(len(left_out))
-        if self._left_out.get((key, kind), {}) != left_out:
-            self._left_out[key, kind] = left_out
+        before, self._left_out[key, kind] = self._left_out.get((key, kind), {}), left_out
+        if before != left_out:
             if not left_out:
                 log.info("paired.all_compared", model=source.model, version=source.version, kind=kind)
                 return
             listing = [f"{probe}: {reason}" for probe, reason in sorted(left_out.items())]
             log.warning("paired.left_out", model=source.model, version=source.version, kind=kind, probes=listing)
 
-    def _answers(self, task: Task) -> Tensors:
-        """The float outputs in the server's response; raises OipError or PairedError where it does not fit."""
-        response = task.response
-        if response is None:
-            raise PairedError("internal", "the task has no response")
-        parsed = parse_response(
-            response.body,
-            response.header_length,
-            task.served.metadata.outputs,
-            encoding=response.encoding,
-            limits=self._settings.limits,
-        )
-        if parsed.version is not None and parsed.version != task.served.entry.version:
-            raise PairedError("other_version", "the response is another version's")
-        axes, fixed = request_axes(task.served.instrumented), task.served.engine.batch_size is not None
-        rows = task.drawn.rows
-        for name, value in parsed.outputs.items():
-            found = place(value.shape, axes.get(name, 0) or 0, rows, fixed=fixed)
-            if value.ndim == 0 or (found is None and rows != 1):  # all of it is the one row's
-                raise PairedError("bad_response", f"output {name!r} has shape {list(value.shape)} for {rows} rows")
-        return parsed.outputs
-
-    def _pairing(self, served: Served, kind: BaselineKind, baseline: Baseline | None) -> Pairing | None:
-        """The pairing, made when it is first needed; None where it cannot be made of these files."""
-        key, made_of = (served.entry.key, kind), (served.entry.version, served.digest, baseline)
-        loaded = self._loaded.get(key)
-        if loaded is not None and loaded.made_of == made_of:
-            self._loaded.move_to_end(key)
-            return loaded.pairing
-        self._loaded.pop(key, None)  # first, so that old and new are not in memory together
-        try:
-            pairing = Pairing(served, baseline, self._settings, make_room=lambda: self._unload_oldest(key))
-        except PairedError as error:
-            log.error("paired.unusable", model=served.entry.model, version=made_of[0], kind=kind, reason=str(error))
-            self._loaded[key] = _Loaded(made_of, None)
-            return None
-        self._loaded[key] = _Loaded(made_of, pairing)
-        log.info(
-            "paired.loaded",
-            model=served.entry.model,
-            version=served.entry.version,
-            kind=kind,
-            baseline=pairing.template.baseline,
-            pairs=len(pairing.pairs),
-            unmatched=len(pairing.unmatched),
-        )
-        return pairing
-
     def _unload_gone(self) -> None:
-        for key in [key for key in self._loaded if key[0] not in self._targets]:
-            del self._loaded[key]
-            if self._left_out.pop(key, None) is not None:
-                self._metrics.paired_unmatched_probes.remove(*key[0], key[1])
-
-    def _unload_oldest(self, but: tuple[ModelKey, BaselineKind]) -> bool:
-        """Closes the sessions of the pairing that was not used for longest, to have their memory; False if none is."""
-        for key, loaded in self._loaded.items():
-            if key != but and loaded.pairing is not None and loaded.pairing.close():
-                return True
-        return False
+        self._pairings.keep(self._targets)
+        for key in [key for key in self._left_out if key[0] not in self._targets]:
+            del self._left_out[key]
+            self._metrics.paired_unmatched_probes.remove(*key[0], key[1])
 
     def _failed(self, model: str, kind: str, reason: str, message: str | None = None) -> None:
         self._metrics.paired_failed_total.labels(model, kind, reason).inc()

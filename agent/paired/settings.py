@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from agent.intake.oip import Limits
+from agent.intake.unpacking import Limits
 from agent.options import INTERNAL, MIB, SECTION, Option
 from agent.paired.sums import Tolerance
 from agent.replay import Device

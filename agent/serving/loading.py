@@ -18,7 +18,7 @@ from agent.capture.gauges import ModelGauges
 from agent.capture.settings import CaptureSettings
 from agent.instrument import Instrumented, instrument, open_model
 from agent.intake.catalog import ModelMetadata
-from agent.intake.oip import TensorSpec
+from agent.intake.tensors import TensorSpec
 from agent.metrics import AgentMetrics
 from agent.replay import Port, Replayer, output_types
 from agent.serving.repository import Entry, digest

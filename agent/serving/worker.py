@@ -14,20 +14,23 @@ import numpy as np
 from agent.budget.duty import Duty, DutyLimits
 from agent.budget.shares import FairShares, ModelKey
 from agent.capture.engine import EngineClosed
+from agent.clock import unix_ms
 from agent.delivery.sender import Sender
-from agent.delivery.small_groups import Version
+from agent.delivery.versions import Version
 from agent.delivery.windowing import Accumulator
 from agent.instrument.pooled import Pooled
-from agent.intake.oip import Limits, OipError, parse_request
 from agent.intake.queue import ByteQueue, Captured
+from agent.intake.tensors import OipError
+from agent.intake.unpacking import Limits
 from agent.metrics import AgentMetrics
 from agent.rates.governor import Budgets
 from agent.rates.throttle import Meters
 from agent.repeats import Repeats
-from agent.replay import NoMemory, ReplayError, batching
+from agent.replay import NoMemory, ReplayError
 from agent.replay.batching import Tensors
 from agent.replay.rows import Batch, Drawn, batches, draw, halves
 from agent.serving.models import Models, Served, be_nice
+from agent.serving.parsing import inputs_of
 
 _POLL_SECONDS = 0.25
 _TURN_SECONDS = 0.5
@@ -61,7 +64,7 @@ class Worker:
         accumulator: Accumulator,
         sender: Sender,
         metrics: AgentMetrics,
-        clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+        clock_ms: Callable[[], int] = unix_ms,
         on_parsed: Callable[[Served, Captured, Tensors], None] = lambda served, item, inputs: None,
         on_pooled: Callable[[Served, Batch, Mapping[str, Pooled]], None] = lambda served, batch, pooled: None,
         duty: Duty | None = None,
@@ -157,8 +160,7 @@ class Worker:
     def _replay(self, key: ModelKey, items: list[Captured]) -> None:
         served = self._models.served(*key)
         if served is None:  # replaced or removed while its requests waited
-            self._metrics.dropped_total.labels("model_gone").inc(len(items))
-            self._metrics.tally(*key).count("dropped", len(items))
+            self._metrics.dropped(key, "model_gone", len(items))
             return
         self._replay_version(served, items)
 
@@ -186,8 +188,7 @@ class Worker:
 
     def _broken(self, served: Served, rows: int, error: Exception) -> int:
         """Counts and logs what nobody foresaw; an error's text may quote values, so only its type is told."""
-        self._metrics.dropped_total.labels("internal").inc(rows)
-        self._metrics.tally(*served.entry.key).count("dropped", rows)
+        self._metrics.dropped(served.entry.key, "internal", rows)
         kind = type(error).__name__
         where = traceback.extract_tb(error.__traceback__)[-1]
         self._repeats.warning(
@@ -202,37 +203,17 @@ class Worker:
 
     def _parse(self, item: Captured, served: Served) -> Tensors | None:
         try:
-            request = parse_request(
-                item.body,
-                item.header_length,
-                served.metadata.inputs,
-                encoding=item.encoding,
-                limits=self._settings.limits,
-            )
-            try:
-                batching.count(request.inputs, served.instrumented.batch_axes)
-            except (ValueError, IndexError) as error:
-                raise OipError("shape", str(error)) from error
+            return inputs_of(item, served, self._settings.limits)
         except OipError as error:
-            self._metrics.rejected_total.labels(item.model, error.reason).inc()
-            self._metrics.tally(item.model, item.version).count("rejected")
-            kind = (item.model, error.reason)
-            self._repeats.warning(
-                "request.rejected", kind, model=item.model, reason=error.reason, message=error.message
-            )
-            return None
-        except Exception as error:  # a body is hostile: whatever it does to the parser, the loop goes on
-            self._metrics.rejected_total.labels(item.model, "internal").inc()
-            self._metrics.tally(item.model, item.version).count("rejected")
+            self._metrics.rejected(item.key, error.reason)
             self._repeats.warning(
                 "request.rejected",
-                (item.model, "internal"),
+                (item.model, error.reason),
                 model=item.model,
-                reason="internal",
-                message=type(error).__name__,
+                reason=error.reason,
+                message=error.message,
             )
             return None
-        return request.inputs
 
     def _run_batch(self, served: Served, batch: Batch) -> int:
         """Replays a batch; returns how many of its rows are lost.
@@ -244,19 +225,16 @@ class Worker:
         try:
             pooled = served.engine.run(batch.inputs)
         except EngineClosed:
-            self._metrics.dropped_total.labels("model_gone").inc(requests)
-            self._metrics.tally(entry.model, entry.version).count("dropped", requests)
+            self._metrics.dropped(entry.key, "model_gone", requests)
             return requests
         except NoMemory as error:  # of sessions, so that smaller batches would not help
-            self._metrics.dropped_total.labels("no_memory").inc(requests)
-            self._metrics.tally(entry.model, entry.version).count("dropped", requests)
+            self._metrics.dropped(entry.key, "no_memory", requests)
             self._repeats.warning("replay.no_memory", entry.key, model=entry.model, reason=str(error))
             return requests
         except ReplayError as error:
             if requests > 1 and not batch.whole:
                 return sum(self._run_batch(served, half) for half in halves(batch, served.instrumented.batch_axes))
-            self._metrics.rejected_total.labels(entry.model, "replay_failed").inc()
-            self._metrics.tally(entry.model, entry.version).count("rejected")
+            self._metrics.rejected(entry.key, "replay_failed")
             self._repeats.warning(
                 "replay.failed", entry.key, model=entry.model, version=entry.version, reason=str(error)
             )
@@ -270,6 +248,5 @@ class Worker:
         probes = served.instrumented.probes
         self._on_pooled(served, batch, counted)
         self._accumulator.add(entry.model, entry.version, served.digest, probes, counted, batch.arrived_ms)
-        self._metrics.replayed_total.labels(entry.model, entry.version).inc(requests)
-        self._metrics.tally(entry.model, entry.version).count("replayed", requests)
+        self._metrics.replayed(entry.key, requests)
         return 0

@@ -75,7 +75,15 @@ def kafka(directory: Path) -> Iterator[Broker]:
     properties.write_text(_PROPERTIES.format(broker=port, controller=free_port(), data=directory / "data"))
     java = ["java", "-Xmx512m", "-XX:TieredStopAtLevel=1", "-cp", f"{libraries}/*"]
     _run(
-        [*java, "kafka.tools.StorageTool", "format", "-t", _cluster_id(), "-c", str(properties), "--standalone"],
+        [
+            *java,
+            "kafka.tools.StorageTool",
+            "format",
+            f"--cluster-id={_cluster_id()}",
+            "-c",
+            str(properties),
+            "--standalone",
+        ],
         "format the storage of Kafka",
     )
     with process.running(

@@ -56,6 +56,8 @@ def parse(text: str, name: str) -> Runbook:
     """Checks one runbook's text; ``name`` is the file's stem. Raises `RunbookError`."""
     body = text.removeprefix("\ufeff").replace("\r\n", "\n")
     try:
+        if "\0" in body:  # Postgres keeps none
+            raise RunbookError("the text holds a NUL character; take it out")
         fields, markdown = split(body)
         _check(fields, markdown, name)
     except RunbookError as error:

@@ -3,114 +3,31 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
 from itertools import islice
-from typing import Protocol
 
-import structlog
-
-from detector.checks.examine import Measured, accumulate, judge, judge_fleet, measure
+from detector.checks.against import Against
+from detector.checks.examine import Measured, judge, judge_fleet
 from detector.checks.layer_findings import LayerResult
+from detector.checks.needs import CheckStore
 from detector.checks.policy import conclude
 from detector.checks.taken import what_is_taken
 from detector.domain.batches import Batch, cut, waiting
 from detector.domain.finding import Check
-from detector.domain.layered import Layered
 from detector.domain.settings import CheckSettings
-from detector.domain.slots import Slot, matching
-from detector.domain.turns import Turn
+from detector.domain.slots import matching
 from detector.domain.types import Advance, AlarmState, ModelVersion, Reference
-from detector.domain.watermark import Ingested, closed_until
-from detector.paired import ComparisonStore, PairedSettings, extended
+from detector.domain.watermark import closed_until
 from detector.references import choice as reference_choice
-from detector.references.making import ReferenceStore
 from detector.statistics.dead import LABELS
-from detector.statistics.fleet import Agents
-from detector.statistics.sequential import FAMILIES, AlarmEvidence, threshold, without
+from detector.statistics.sequential import FAMILIES, AlarmEvidence, threshold
 
-__all__ = ["CheckSettings", "CheckStore", "prepare", "run_all", "run_check"]
+__all__ = ["MOST_BATCHES", "CheckSettings", "blank", "prepare", "run_check"]
 
-log = structlog.get_logger()
 MOST_BATCHES = 60
 """Of one check. After an outage the rest is left to the checks that follow, so that no check takes for ever."""
-
-
-class CheckStore(ReferenceStore, ComparisonStore, Protocol):
-    """The part of the store that checks need."""
-
-    def versions(self, since: datetime) -> list[ModelVersion]: ...
-    def compared_versions(self, since: datetime) -> list[tuple[ModelVersion, datetime]]: ...
-    def current_versions(self, now: datetime) -> list[ModelVersion]: ...
-    def ingested(self, version_id: int, now: datetime) -> Ingested: ...
-    def reference_slot(self, reference_id: int, slot: Slot) -> Layered: ...
-    def agents(self, version_id: int, start: datetime, end: datetime) -> Agents: ...
-    def live_agents(self, version_id: int, names: Collection[str], since: datetime) -> set[str]: ...
-    def alarm_state(self, version_id: int) -> AlarmState | None: ...
-    def save_check(
-        self,
-        check: Check,
-        runbook_versions: Mapping[str, int],
-        advance: Advance | None = None,
-        turn: Turn | None = None,
-    ) -> int: ...
-    def turn(self, version_id: int, now: datetime, interval: float) -> AbstractContextManager[Turn | None]: ...
-
-
-def run_all(
-    store: CheckStore,
-    settings: CheckSettings,
-    now: datetime,
-    runbook_versions: Mapping[str, int],
-    paired: PairedSettings | None = None,
-) -> list[Check]:
-    """Checks every version that serves and is due, and stores the result; what another process is at is left to it.
-
-    A version serves if it has recent windows or comparisons and no agent has deployed another in its place: a
-    superseded version's last windows would repeat their verdict for as long as they count as recent. ``paired`` are the
-    limits for comparisons with a baseline, which are judged also where there is no reference yet, and before the first
-    request: a holdout runs at the deployment.
-
-    One version's failure does not keep the others from being checked: all failures are raised together at the end,
-    as an ExceptionGroup.
-    """
-    paired = paired or PairedSettings()
-    done: list[Check] = []
-    failures: list[Exception] = []
-    current = store.current_versions(now)
-    active = store.versions(now - timedelta(seconds=settings.active_seconds))
-    observed = {version.id for version in active}
-    active += [version for version, _ in store.compared_versions(now - paired.lookback) if version.id not in observed]
-    for version in active:
-        if version.superseded(current):
-            continue
-        try:
-            with store.turn(version.id, now, settings.check_interval) as turn:
-                if turn is None:
-                    continue
-                check, advance = _blank(version, now), None
-                if version.id in observed:  # a silent version's last windows are judged no more
-                    check, advance = prepare(store, version, settings, now)
-                check = extended(store, version, paired, now, check, settings)
-                store.save_check(check, runbook_versions, advance, turn)
-        except Exception as error:
-            log.error("check.failed", model=version.model, version=version.version, error=str(error), exc_info=True)
-            failures.append(error)
-            continue
-        done.append(check)
-        log.info(
-            "check.finished",
-            model=version.model,
-            version=version.version,
-            status=check.status,
-            requests=check.n,
-            findings=len(check.findings),
-        )
-    if failures:
-        raise ExceptionGroup(f"{len(failures)} of {len(failures) + len(done)} checks failed", failures)
-    return done
 
 
 def run_check(store: CheckStore, version: ModelVersion, settings: CheckSettings, now: datetime) -> Check:
@@ -128,7 +45,7 @@ def prepare(
     never compared with it.
     """
     began = time.monotonic()
-    empty = _blank(version, now)
+    empty = blank(version, now)
     grace, wait = timedelta(seconds=settings.grace_seconds), timedelta(seconds=settings.wait_seconds)
     closed = closed_until(store.ingested(version.id, now), now, grace, wait)
     requests, windows = settings.reference_requests, settings.reference_windows
@@ -147,38 +64,31 @@ def prepare(
         note = f"{n} of {settings.min_requests} requests"
         return replace(empty, status="too_few_requests", n=n, note=note), None
 
-    probes = store.probes(version.id)
     # Before the windows themselves are read, so that what comes meanwhile is noticed when the step is stored.
     taken = what_is_taken(store, version, base, stored, since, batches) if batches else None
+    against = Against(store, version, base, settings)
+    batch, measured, evidence = against.taken_in(state, batches)
+    check = _told(against, batch, measured, evidence, empty)
+    check = replace(check, finished_at=now + timedelta(seconds=time.monotonic() - began))
+    if not batches:
+        return check, None
+    return check, Advance(stored.last.end if stored else None, AlarmState(base.id, batch, evidence), taken)
 
-    def tested(batch: Batch) -> Measured:
-        current = store.summaries(version.id, batch.start, batch.end)
-        slot = matching(base.slots, batch)
-        before = store.reference_slot(base.id, slot) if slot else Layered(base.summaries, base.effects)
-        agents = store.agents(version.id, batch.start, batch.end)
-        return measure(probes, before.summaries, current, settings, before.effects, batch.n / batch.windows, agents)
 
-    limit = threshold(settings.false_page_days)
-    # A family that the release before did not know has no evidence yet.
-    kept = state.families if state else {}
-    evidence = {family: kept.get(family, AlarmEvidence()) for family in FAMILIES}
-    for batch in batches:
-        measured = tested(batch)
-        evidence = _without_gone(store, version, evidence, measured, batch.end, settings)
-        evidence = accumulate(evidence, measured, batch.days, settings)
-    if not batches and state is not None:
-        batch = state.last  # nothing new: the same is said again
-        measured = tested(batch)
+def _told(
+    against: Against, batch: Batch, measured: Measured, evidence: Mapping[str, AlarmEvidence], empty: Check
+) -> Check:
+    """What a check says of its newest batch, with the evidence that this one is part of."""
+    settings, slot = against.settings, matching(against.base.slots, batch)
     results, inputs_moved = judge(measured, evidence, batch.days, settings)
-    slot = matching(base.slots, batch)
+    limit = threshold(settings.false_page_days)
     told = {"compared_with": str(slot or "the whole reference")}
     findings = tuple(
         replace(finding, details=finding.details | told | {"alarm_evidence": evidence[finding.test].level / limit})
         for finding in (*conclude(results, inputs_moved), *judge_fleet(measured, evidence["fleet"], settings))
     )
-    check = replace(
+    return replace(
         empty,
-        finished_at=now + timedelta(seconds=time.monotonic() - began),
         status="findings" if findings else "ok",
         note="; ".join([*([f"compared with {slot}"] if slot else []), *measured.left_out]),
         window_start=batch.start,
@@ -188,12 +98,9 @@ def prepare(
         findings=findings,
         alarms=_alarms(evidence, settings),
     )
-    if not batches:
-        return check, None
-    return check, Advance(stored.last.end if stored else None, AlarmState(base.id, batch, evidence), taken)
 
 
-def _blank(version: ModelVersion, now: datetime) -> Check:
+def blank(version: ModelVersion, now: datetime) -> Check:
     """Of a version without recent windows."""
     return Check(
         model_version_id=version.id, reference_id=None, started_at=now, finished_at=now, window_start=None,
@@ -215,27 +122,9 @@ def _since(
 ) -> datetime:
     """Where the windows begin that were not used yet; the reference's own never count."""
     since = closed - timedelta(seconds=settings.lookback_seconds)
-    if base.source_version_id == version.id and base.origin != "offline":
+    if base.made_of(version.id):
         since = max(since, base.end)
     return since if stored is None else max(since, stored.last.end)
-
-
-def _without_gone(
-    store: CheckStore,
-    version: ModelVersion,
-    evidence: dict[str, AlarmEvidence],
-    measured: Measured,
-    end: datetime,
-    settings: CheckSettings,
-) -> dict[str, AlarmEvidence]:
-    """Without the agents that have sent nothing for as long as evidence lives: pods come and go under new names."""
-    known = evidence["fleet"]
-    absent = set(known.layers) - set(measured.fleet.agents if measured.fleet else ())
-    if not absent:
-        return evidence
-    since = end - timedelta(seconds=settings.lookback_seconds)
-    gone = absent - store.live_agents(version.id, absent, since)
-    return {**evidence, "fleet": without(known, gone)} if gone else evidence
 
 
 def _alarms(evidence: Mapping[str, AlarmEvidence], settings: CheckSettings) -> dict[str, dict[str, float]]:

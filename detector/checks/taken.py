@@ -33,7 +33,7 @@ def what_is_taken(
     inside = sum(span.n for span in spans)
     checked = sum(span.n for span in spans if any(b.start <= span.start and span.end <= b.end for b in batches))
     begin = version.first_seen if stored is None else stored.last.end
-    own = base.source_version_id == version.id and base.origin != "offline"
+    own = base.made_of(version.id)
     behind = sum(
         span.n
         for span in (store.spans(version.id, begin, since + LONGEST_WINDOW) if begin < since else ())

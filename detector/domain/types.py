@@ -163,6 +163,10 @@ class Reference:
     decision: Decision | None = None
     """None where the detector made it by itself."""
 
+    def made_of(self, version_id: int) -> bool:
+        """Whether it was made of this version's windows in production, which are never compared with it."""
+        return self.source_version_id == version_id and self.origin != "offline"
+
 
 @dataclass(frozen=True, slots=True)
 class AgentComparison:

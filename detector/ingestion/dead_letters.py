@@ -11,8 +11,8 @@ import click
 
 from agent.options import Kafka, options
 from agent.wire import WireError, decode
-from detector.ingestion.ingest import RetryLater
 from detector.ingestion.plausible import Implausible, check
+from detector.ingestion.records import RetryLater
 from detector.ingestion.transport import DeadLetters, Letter
 
 

@@ -22,39 +22,18 @@ from detector.ingestion import clocks
 from detector.ingestion.clocks import Between
 from detector.ingestion.cuts import Mark
 from detector.ingestion.plausible import Implausible, check
+from detector.ingestion.records import Headers, Record, RetryLater
 from detector.metrics import DetectorMetrics
 from detector.store import IngestResult, LostOwnership, StoreError, StoreRefused
 
 log = structlog.get_logger()
 
-Headers = Sequence[tuple[str, bytes]]
 MAX_TEXT = 500
 MOST_CLOCKS = 10_000
 """Agents whose clocks' errors are kept in memory; Postgres has all."""
 MOST_NAMED = 10
 DEFAULT_LIMITS = AgentLimits()
 _MOST_SAID = 1024
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """One message as the broker gave it."""
-
-    offset: int
-    key: bytes | None
-    value: bytes | None
-    headers: Headers = ()
-    appended: datetime | None = None
-    """When the broker took it, where the broker says so; no time that the sender gave."""
-
-
-class RetryLater(Exception):
-    """Infrastructure failed; everything from the partition's stored offset on has to be read again."""
-
-    def __init__(self, reason: str, message: str) -> None:
-        """``reason`` is a short bounded word, used as a metric label."""
-        super().__init__(message)
-        self.reason = reason
 
 
 class DeadLetterBox(Protocol):

@@ -30,9 +30,11 @@ from agent.delivery.windowing import Accumulator
 from agent.instrument import instrument
 from agent.intake.catalog import ModelMetadata
 from agent.intake.http import build_app
-from agent.intake.oip import Limits, TensorSpec, parse_request
+from agent.intake.oip import parse_request
 from agent.intake.queue import ByteQueue, Captured
 from agent.intake.server import serve
+from agent.intake.tensors import TensorSpec
+from agent.intake.unpacking import Limits
 from agent.metrics import AgentMetrics
 from agent.rates.samplers import Samplers
 from agent.replay import Replayer

@@ -20,6 +20,7 @@ from detector.store.tables import metadata
 from tests.detector.builders import MINUTE, START, compared, comparing, same, summary, window
 from tests.detector.samples import NOW, check, finding
 
+NEWEST = "0009"
 VIEWS = {
     "layer_health", "dead_channels", "drift_findings", "alert_timeline",
     "model_comparisons", "probe_agreement", "paired_findings", "agent_health", "fleet_findings", "agent_states",
@@ -43,24 +44,15 @@ def relations(url: str, kind: str) -> set[str]:
 
 def test_up_makes_all_and_down_leaves_nothing(url: str) -> None:
     scripts = resources.migrations()
-    assert move(url, scripts) == (None, "0008")
-    assert head(scripts) == current(url) == "0008"
+    assert move(url, scripts) == (None, NEWEST)
+    assert head(scripts) == current(url) == NEWEST
     assert relations(url, "v") == VIEWS
-    assert move(url, scripts) == ("0008", "0008")
-    assert move(url, scripts, "0001", down=True) == ("0008", "0001")
+    assert move(url, scripts) == (NEWEST, NEWEST)
+    assert move(url, scripts, "0001", down=True) == (NEWEST, "0001")
     assert relations(url, "v") == set()
     assert move(url, scripts, "base", down=True) == ("0001", None)
     assert relations(url, "r") | relations(url, "p") == {"alembic_version"}
-    assert move(url, scripts) == (None, "0008")
-    assert move(url, scripts) == (None, "0009")
-    assert head(scripts) == current(url) == "0009"
-    assert relations(url, "v") == VIEWS
-    assert move(url, scripts) == ("0009", "0009")
-    assert move(url, scripts, "0001", down=True) == ("0009", "0001")
-    assert relations(url, "v") == set()
-    assert move(url, scripts, "base", down=True) == ("0001", None)
-    assert relations(url, "r") | relations(url, "p") == {"alembic_version"}
-    assert move(url, scripts) == (None, "0009")
+    assert move(url, scripts) == (None, NEWEST)
 
 
 def test_tables_keep_their_data_when_views_go_and_come(url: str) -> None:
@@ -92,8 +84,7 @@ def test_comparisons_come_and_go_alone(url: str) -> None:
     found = store.model_version("digits", "1")
     assert found is not None
     store.save_check(check(found.id, finding("conv1"), finding("conv1", "hardware", "hardware_mismatch")), {})
-    assert move(url, scripts, "0002", down=True) == ("0008", "0002")
-    assert move(url, scripts, "0002", down=True) == ("0009", "0002")
+    assert move(url, scripts, "0002", down=True) == (NEWEST, "0002")
     assert len(store.history(found.id, START, START + MINUTE)) == 2
     with psycopg.connect(psycopg_url(url)) as connection:
         # The release before has no name for them, and would show them as drift.
@@ -172,11 +163,14 @@ def run(*arguments: str, url: str) -> tuple[int, str]:
 
 
 def test_the_command_goes_up_checks_and_goes_down(url: str) -> None:
-    assert run("--check", url=url) == (1, "Error: the schema is at base, the newest is 0008: run `reluscope migrate`\n")
-    assert run(url=url) == (0, "migrated the schema from base to 0008\n")
-    assert run(url=url) == (0, "the schema is at 0008 already\n")
+    assert run("--check", url=url) == (
+        1,
+        f"Error: the schema is at base, the newest is {NEWEST}: run `reluscope migrate`\n",
+    )
+    assert run(url=url) == (0, f"migrated the schema from base to {NEWEST}\n")
+    assert run(url=url) == (0, f"the schema is at {NEWEST} already\n")
     assert run("--check", url=url)[0] == 0
-    assert run("--down", "base", url=url) == (0, "migrated the schema from 0008 to base\n")
+    assert run("--down", "base", url=url) == (0, f"migrated the schema from {NEWEST} to base\n")
     assert run("--check", url=url) == (1, "Error: the schema is at base, the newest is 0009: run `reluscope migrate`\n")
     assert run(url=url) == (0, "migrated the schema from base to 0009\n")
     assert run(url=url) == (0, "the schema is at 0009 already\n")

@@ -19,11 +19,12 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from agent import wire
 from deploy.local.postgres import psycopg_url
-from detector.checks.check import run_all
+from detector.checks.every import run_all
 from detector.domain.settings import CheckSettings
 from detector.domain.types import ModelVersion
 from detector.ingestion.cuts import Cuts
-from detector.ingestion.ingest import Headers, IngestHandler, Record
+from detector.ingestion.ingest import IngestHandler
+from detector.ingestion.records import Headers, Record
 from detector.metrics import DetectorMetrics
 from detector.store import Store
 from tests.lives.pods import Pod

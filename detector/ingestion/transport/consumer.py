@@ -16,7 +16,7 @@ from kafka.errors import KafkaError
 
 from agent.supervise import Backoff, repeat
 from detector.ingestion.cuts import Cuts, Mark
-from detector.ingestion.ingest import Record, RetryLater
+from detector.ingestion.records import Record, RetryLater
 from detector.ingestion.transport.letters import CONNECT_MS, ApiVersion, reach
 from detector.metrics import DetectorMetrics
 

@@ -10,7 +10,7 @@ from typing import Any
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.errors import KafkaConnectionError, KafkaError, MessageSizeTooLargeError
 
-from detector.ingestion.ingest import Headers, RetryLater
+from detector.ingestion.records import Headers, RetryLater
 
 ApiVersion = tuple[int, ...] | None
 """None: ask the broker."""

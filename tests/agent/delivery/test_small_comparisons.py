@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from agent import wire
 from agent.delivery.small_comparisons import WHOLE, PassedComparison, SmallComparisons
-from agent.delivery.small_groups import MinGroup, Version, WithheldReason
+from agent.delivery.small_groups import MinGroup, WithheldReason
+from agent.delivery.versions import Version
 from agent.metrics import WITHHELD_REASONS
 from agent.paired.sums import compare
 from tests.agent.comparisons import PROBES, comparison, probe_comparison

@@ -237,7 +237,7 @@ def test_only_what_the_broker_acknowledged_is_forgotten(outbox: Outbox) -> None:
     for _ in values:
         outbox.append("m@1", lambda seq: values[seq - 1])
     running = Running("unused:1", "t", outbox)
-    fake = running.publisher._producer = FakeProducer()
+    fake = running.publisher._producer._producer = FakeProducer()
     with pytest.raises(KafkaTimeoutError):
         running.publisher._round(outbox, running.stop)
     assert [item.payload for item in outbox.pending(9)] == [b"fail"]

@@ -21,9 +21,11 @@ from tritonclient.utils import InferenceServerException
 from agent.intake import http
 from agent.intake.catalog import ModelMetadata
 from agent.intake.http import build_app
-from agent.intake.oip import Limits, TensorSpec, parse_request
+from agent.intake.oip import parse_request
 from agent.intake.queue import ByteQueue, Captured
 from agent.intake.server import serve
+from agent.intake.tensors import TensorSpec
+from agent.intake.unpacking import Limits
 from agent.metrics import AgentMetrics
 from agent.rates.samplers import Samplers
 from agent.rates.sampling import Sampler
@@ -325,6 +327,7 @@ class TestHostileConnections:
         with self.start(running, "Content-Length: 100") as connection:
             assert b" 408 " in connection.recv(100)
         assert running.count("dropped_total", reason="slow_body") == 1
+        assert running.metrics.tally("digits", "2").read()["dropped"] == 1
 
     def test_client_that_leaves(self, running: Running) -> None:
         self.start(running, "Content-Length: 100").close()

@@ -11,8 +11,8 @@ import pytest
 from starlette.applications import Starlette
 
 from agent.intake.http import build_app
-from agent.intake.oip import Limits
 from agent.intake.queue import ByteQueue, Captured
+from agent.intake.unpacking import Limits
 from agent.metrics import AgentMetrics
 from agent.rates.pairs import Pairs
 from agent.rates.samplers import Samplers

@@ -15,7 +15,9 @@ import numpy as np
 import pytest
 
 from agent.datatypes import NUMPY
-from agent.intake.oip import Limits, OipError, TensorSpec, decompress, parse_request
+from agent.intake.oip import parse_request
+from agent.intake.tensors import OipError, TensorSpec
+from agent.intake.unpacking import Limits, decompress
 
 X = TensorSpec("x", "FP32", (-1, 3))
 FLAGS = TensorSpec("flags", "BOOL", (-1,))

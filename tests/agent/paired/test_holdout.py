@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+import tracemalloc
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -298,6 +300,32 @@ def test_a_file_that_is_no_holdout_or_too_large(tmp_path: Path) -> None:
     assert path.stat().st_size < 10_000
     with pytest.raises(HoldoutError, match="bytes unpacked, more than 10000; use fewer examples or raise"):
         read_holdout(path, [IMAGE], {}, 10_000)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b"(2, 3)", b"(2, 3 "),  # numpy's own reader fails with a TokenError
+        (b"(2, 3), ", b"(9999999, 3), "),  # and makes room for this before it finds that there is less
+        (b"'<f8'", b"'|O8'"),
+    ],
+    ids=["header", "shape", "objects"],
+)
+def test_a_damaged_array_is_refused_without_taking_memory(tmp_path: Path, old: bytes, new: bytes) -> None:
+    path = save(tmp_path / "h.npz", x=np.zeros((2, 3)), labels=[0, 1])
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    header = members["x.npy"][:128]
+    assert old in header
+    changed = header.replace(old, new)[:127].rstrip(b"\n").ljust(127) + b"\n"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("x.npy", changed + members["x.npy"][128:])
+        archive.writestr("labels.npy", members["labels.npy"])
+    tracemalloc.start()
+    with pytest.raises(HoldoutError, match=r"numpy\.savez writes one"):
+        read_holdout(path, (TensorSpec("x", "FP64", (-1, 3)),), {"x": 0}, 1 << 20)
+    assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    tracemalloc.stop()
 
 
 def test_integers_and_texts(tmp_path: Path) -> None:

@@ -366,7 +366,7 @@ def test_an_unusable_reference_is_named(tmp_path: Path, content: bytes | None, r
 
 def test_a_reference_above_the_limit_is_not_loaded(tmp_path: Path) -> None:
     served = served_in(tmp_path, small_cnn())
-    with pytest.raises(PairedError, match="bytes, more than 100"):
+    with pytest.raises(PairedError, match="bytes, more than --paired-model-mib allows"):
         Pairing(served, put_reference(served, small_cnn()), settings(model_bytes=100))
 
 

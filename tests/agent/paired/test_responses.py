@@ -8,8 +8,9 @@ import numpy as np
 import orjson
 import pytest
 
-from agent.intake.oip import Limits, OipError, parse_response
-from agent.intake.tensors import TensorSpec
+from agent.intake.oip import parse_response
+from agent.intake.tensors import OipError, TensorSpec
+from agent.intake.unpacking import Limits
 from agent.paired.responses import Joiner
 from agent.rates.sampling import id_of_response
 

@@ -26,6 +26,7 @@ from agent.intake.queue import Captured
 from agent.intake.tensors import TensorSpec
 from agent.metrics import PAIRED_DROP_REASONS, AgentMetrics
 from agent.paired import runner
+from agent.paired.pairings import Pairings
 from agent.paired.runner import Paired
 from agent.paired.windows import ComparisonWindows, ServedVersion
 from agent.rates.trickle import Trickle
@@ -457,7 +458,7 @@ def test_sessions_of_what_was_compared_longest_ago_make_room(tmp_path: Path) -> 
     size = agent.served.entry.path.stat().st_size
     budget = Budget(BudgetLimits(DutyLimits(1.0), 1 << 30, size * 3 * 4 // 3), agent.metrics)
     bounds = settings(device=Device(1, memory=budget.sessions))
-    agent.paired._settings = bounds
+    agent.paired._pairings = Pairings(bounds)
     other = replace(agent.served, entry=replace(agent.served.entry, version="3"))
     agent.paired.refresh({one.entry.key: one for one in (agent.served, other)})
     for round_ in range(2):
@@ -479,7 +480,7 @@ def test_a_comparison_that_memory_has_no_room_for_is_counted(tmp_path: Path) -> 
     agent = Agent(tmp_path, small_cnn())
     agent.put_reference(small_cnn())
     budget = Budget(BudgetLimits(DutyLimits(1.0), 1 << 30, 4096), agent.metrics)
-    agent.paired._settings = settings(device=Device(1, memory=budget.sessions))
+    agent.paired._pairings = Pairings(settings(device=Device(1, memory=budget.sessions)))
     agent.refresh()
     agent.offer()
     agent.work(lambda: agent.failed("reference_model", "no_memory") == 1)

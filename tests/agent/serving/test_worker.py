@@ -22,8 +22,8 @@ from agent.delivery.outbox import Outbox
 from agent.delivery.sender import Sender
 from agent.delivery.small_groups import MinGroup
 from agent.delivery.windowing import Accumulator
-from agent.intake.oip import Limits
 from agent.intake.queue import ByteQueue, Captured
+from agent.intake.unpacking import Limits
 from agent.metrics import AgentMetrics
 from agent.rates.governor import Budgets
 from agent.replay import Device

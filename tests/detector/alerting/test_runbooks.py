@@ -88,6 +88,7 @@ def test_parse_gives_the_front_matter_and_the_whole_text() -> None:
         ("## Impact\ni\n", "", "must have the headings"),
         ("## Impact\ni\n", "## Impact\n", "nothing is written under Impact"),
         ("## Mitigation\ng\n", "## Mitigation\n", "nothing is written under Mitigation"),
+        ("## Impact\ni\n", "## Impact\n\0\n", "a NUL character"),
     ],
 )
 def test_a_malformed_runbook_is_refused_with_its_file_and_fault(old: str, new: str, message: str) -> None:

@@ -9,7 +9,8 @@ import pytest
 
 from agent.summary import Summary
 from agent.wire import Probe
-from detector.checks.check import CheckSettings, run_all, run_check
+from detector.checks.check import CheckSettings, run_check
+from detector.checks.every import run_all
 from detector.domain.types import ModelVersion
 from tests.detector.fakes import START, WINDOW, FakeStore, kin, probe, rectified, summarise
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from agent.summary import Summary
-from detector.checks.check import MOST_BATCHES, CheckSettings, prepare, run_all
+from detector.checks.check import MOST_BATCHES, CheckSettings, prepare
+from detector.checks.every import run_all
 from detector.domain.finding import Check
 from detector.domain.types import ModelVersion
 from detector.references import choice, making

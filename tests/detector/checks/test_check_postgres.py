@@ -10,7 +10,8 @@ import pytest
 from click.testing import CliRunner
 
 from agent.wire import Deployment, Envelope, Kinship, ProbeWindow, Window
-from detector.checks.check import CheckSettings, prepare, run_all
+from detector.checks.check import CheckSettings, prepare
+from detector.checks.every import run_all
 from detector.references import command as reference
 from detector.store import LostOwnership, Store
 from tests.detector.fakes import START, WINDOW, kin, probe, rectified, summarise

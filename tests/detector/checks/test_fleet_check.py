@@ -12,7 +12,8 @@ import pytest
 from agent.summary import Summary
 from agent.wire import Envelope, ProbeWindow, Window
 from deploy.local.postgres import psycopg_url
-from detector.checks.check import CheckSettings, prepare, run_all
+from detector.checks.check import CheckSettings, prepare
+from detector.checks.every import run_all
 from detector.domain.finding import Check
 from detector.statistics.sequential import FAMILIES, AlarmEvidence
 from detector.store import Store

@@ -11,7 +11,8 @@ import pytest
 from agent.wire import Envelope, ProbeWindow, Window
 from deploy.local.postgres import psycopg_url
 from detector import resources
-from detector.checks.check import CheckSettings, run_all, run_check
+from detector.checks.check import CheckSettings, run_check
+from detector.checks.every import run_all
 from detector.store import Store
 from detector.store.migration import move
 from tests.detector.builders import ms

@@ -14,7 +14,8 @@ import psycopg
 import pytest
 
 from deploy.local.postgres import psycopg_url
-from detector.checks.check import CheckSettings, run_all
+from detector.checks.check import CheckSettings
+from detector.checks.every import run_all
 from detector.domain.turns import Turn
 from detector.store import LostOwnership, Store
 from tests.detector.builders import MINUTE, START, window
@@ -25,7 +26,7 @@ VERSIONS, DUE_TIMES, DETECTORS = 3, 12, 3
 DUE = START + 10 * MINUTE
 STUCK = """
 import sys, time
-from detector.checks.check import run_all
+from detector.checks.every import run_all
 from detector.store import Store
 from tests.detector.checks.test_turns_postgres import DUE, SETTINGS
 

@@ -15,8 +15,9 @@ from detector.domain.agents import Heard
 from detector.domain.settings import AgentLimits
 from detector.domain.types import RefusedProbe
 from detector.ingestion.cuts import Mark
-from detector.ingestion.ingest import Headers, IngestHandler, Record, RetryLater
+from detector.ingestion.ingest import IngestHandler
 from detector.ingestion.plausible import Implausible, check
+from detector.ingestion.records import Headers, Record, RetryLater
 from detector.metrics import DetectorMetrics
 from detector.store import IngestResult, LostOwnership, StoreRefused, StoreUnavailable
 from tests.detector.builders import START, compared, comparing, deployment, difference, ms, probe, summary, window

@@ -11,7 +11,8 @@ import pytest
 
 from agent.wire import decode, encode
 from deploy.local.postgres import psycopg_url
-from detector.checks.check import CheckSettings, run_all
+from detector.checks.check import CheckSettings
+from detector.checks.every import run_all
 from detector.ingestion.plausible import check as check_plausible
 from detector.metrics import DetectorMetrics
 from detector.paired import PairedSettings, extended

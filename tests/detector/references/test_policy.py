@@ -12,7 +12,8 @@ from click.testing import CliRunner, Result
 
 from agent.wire import Deployment, Envelope, Kinship, LayerKinship, ProbeWindow, Window
 from deploy.local.postgres import psycopg_url
-from detector.checks.check import CheckSettings, run_all
+from detector.checks.check import CheckSettings
+from detector.checks.every import run_all
 from detector.domain.types import ModelVersion, Policy, Reference, ReferencePolicy, RefusedProbe
 from detector.references import command as reference
 from detector.references.choice import ensure, waiting

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterable
 from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
+
+from agent.metrics.tally import Tally
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 DROP_REASONS = (
@@ -40,28 +41,8 @@ WITHHELD_REASONS = ("stopping", "version_gone", "stale", "width_changed")
 """Why requests are never told of: still too few when the agent stops, when their version goes away, for longer than
 --carry-seconds, or when the probe's width changes."""
 
-TALLIED = ("requests", "sampled", "replayed", "rejected", "dropped")
-"""What heartbeats say of a model version's requests."""
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
-
-
-class Tally:
-    """Requests of one model version since the agent's start, for its heartbeats; any thread may count."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._counts = dict.fromkeys(TALLIED, 0)
-
-    def count(self, what: str, n: int = 1) -> None:
-        """Adds to one of `TALLIED`."""
-        with self._lock:
-            self._counts[what] += n
-
-    def read(self) -> dict[str, int]:
-        """All counts, as of one moment."""
-        with self._lock:
-            return dict(self._counts)
 
 
 class AgentMetrics:
@@ -95,7 +76,13 @@ class AgentMetrics:
         self.queue_bytes = self._gauge("queue_bytes", "Bytes of sampled requests that wait for replay.")
         self.outbox_messages = self._gauge("outbox_messages", "Messages on disk that the broker has not acknowledged.")
         self.outbox_bytes = self._gauge("outbox_bytes", "Bytes on disk that the broker has not acknowledged.")
-        self.outbox_dropped_total = self._counter("outbox_dropped_total", "Messages lost: outbox full, or refused.")
+        self.outbox_dropped_total = self._counter(
+            "outbox_dropped_total", "Messages lost: outbox full, failing or damaged, or refused."
+        )
+        self.outbox_errors_total = self._counter(
+            "outbox_errors_total", "Attempts to read or write the outbox that failed."
+        )
+        self.outbox_damaged_total = self._counter("outbox_damaged_total", "Damaged outbox files that were set aside.")
         self.published_total = self._counter("published_total", "Messages that the broker has acknowledged.")
         self.publish_errors_total = self._counter("publish_errors_total", "Failed attempts to publish.")
         self.last_publish_timestamp_seconds = self._gauge(
@@ -147,7 +134,11 @@ class AgentMetrics:
             "model_sample_ratio", "Share of a version's requests that is sampled now.", "model", "version"
         )
         self.work_seconds_total = self._counter(
-            "work_seconds_total", "Seconds of work: replay, paired, holdout, calibration.", "work", "model", "version"
+            "work_seconds_total",
+            "Seconds of work: replay, paired, holdout, calibration, kinship.",
+            "work",
+            "model",
+            "version",
         )
         self.work_deferred_total = self._counter(
             "work_deferred_total", "Times that work had to wait for its share of the duty cycle.", "work"
@@ -177,10 +168,7 @@ class AgentMetrics:
             "paired_dropped_total", "Requests and responses that could not be compared for want of room.", "reason"
         )
         self.kinship_requests_total = self._counter(
-            "kinship_requests_total",
-            "Requests that a former version ran too.",
-            "model",
-            "version",
+            "kinship_requests_total", "Requests that a former version ran too.", "model", "version"
         )
         self.paired_failed_total = self._counter(
             "paired_failed_total", "Comparisons that failed, and why.", "model", "kind", "reason"
@@ -203,6 +191,31 @@ class AgentMetrics:
         )
         for reason in PAIRED_DROP_REASONS:
             self.paired_dropped_total.labels(reason)
+
+    def arrived(self, key: tuple[str, str]) -> None:
+        """A request for a model version has come: of its model, and of its heartbeats, as all that is counted here."""
+        self.requests_total.labels(key[0]).inc()
+        self.tally(*key).count("requests")
+
+    def sampled(self, key: tuple[str, str]) -> None:
+        """Sampling chose a request."""
+        self.sampled_total.labels(key[0]).inc()
+        self.tally(*key).count("sampled")
+
+    def replayed(self, key: tuple[str, str], requests: int) -> None:
+        """So many requests ran through the model."""
+        self.replayed_total.labels(*key).inc(requests)
+        self.tally(*key).count("replayed", requests)
+
+    def rejected(self, key: tuple[str, str], reason: str) -> None:
+        """A request's content is bad."""
+        self.rejected_total.labels(key[0], reason).inc()
+        self.tally(*key).count("rejected")
+
+    def dropped(self, key: tuple[str, str], reason: str, requests: int = 1) -> None:
+        """So many requests are lost, for one of `DROP_REASONS`."""
+        self.dropped_total.labels(reason).inc(requests)
+        self.tally(*key).count("dropped", requests)
 
     def tally(self, model: str, version: str) -> Tally:
         """The counts of a model version; one for each that was ever loaded here."""
