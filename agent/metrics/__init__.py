@@ -83,7 +83,9 @@ class AgentMetrics:
             "outbox_errors_total", "Attempts to read or write the outbox that failed."
         )
         self.outbox_damaged_total = self._counter("outbox_damaged_total", "Damaged outbox files that were set aside.")
-        self.published_total = self._counter("published_total", "Messages that the broker has acknowledged.")
+        self.published_total = self._counter(
+            "published_total", "Messages that the broker has acknowledged, but for heartbeats."
+        )
         self.publish_errors_total = self._counter("publish_errors_total", "Failed attempts to publish.")
         self.last_publish_timestamp_seconds = self._gauge(
             "last_publish_timestamp_seconds", "When the broker last acknowledged a message, Unix time; 0 for never."
