@@ -25,6 +25,7 @@ from detector.domain.finding import Check
 from detector.domain.settings import AgentLimits, CheckSettings, Database, PairedSettings
 from detector.http import Backend, HttpServer, build_app
 from detector.ingestion.ingest import IngestHandler
+from detector.ingestion.shared_clock import SharedClock
 from detector.ingestion.transport import Consumer, DeadLetters, Unreachable, reach
 from detector.metrics import DetectorMetrics
 from detector.planning.outlook import question_for
@@ -155,9 +156,10 @@ class Service:
 
     def _ingest(self, letters: DeadLetters, stop: threading.Event) -> None:
         kafka = self._settings.kafka
-        handler = IngestHandler(self._store, kafka.topic, letters, self._metrics, self._clock, self._settings.agents)
+        clock = SharedClock(self._store.now)
+        handler = IngestHandler(self._store, kafka.topic, letters, self._metrics, clock, self._settings.agents)
         consumer = Consumer(
-            kafka.bootstrap_servers, kafka.topic, self._settings.group, kafka.api_version, self._metrics
+            kafka.bootstrap_servers, kafka.topic, self._settings.group, kafka.api_version, self._metrics, clock=clock
         )
         consumer.run(handler, stop)
 

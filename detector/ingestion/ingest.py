@@ -47,6 +47,7 @@ class IngestStore(Protocol):
     """The part of the store that ingest needs."""
 
     def next_offsets(self, topic: str) -> dict[int, int]: ...
+    def recognise(self, topic: str, topic_id: str) -> list[int]: ...
     def complete_to(self, topic: str) -> dict[int, datetime]: ...
     def clock_errors(self) -> dict[str, float]: ...
     def reach(self, topic: str, offsets: Mapping[int, int], at: datetime) -> None: ...
@@ -88,16 +89,20 @@ class IngestHandler:
         self._clock_errors: dict[str, float] = {}
         self._store, self._topic, self._dead_letters = store, topic, dead_letters
         self._metrics, self._clock = metrics, clock
+        self._topic_id: str | None = None
         self._expected: dict[int, int | None] = {}
         self._set_aside: set[tuple[int, int]] = set()
         self._said: set[RefusedProbe] = set()
 
-    def assigned(self, partitions: Iterable[int]) -> dict[int, int | None]:
+    def assigned(self, partitions: Iterable[int], topic_id: str | None = None) -> dict[int, int | None]:
         """Takes over these partitions and no others; from which offset on each is to be read (None: its beginning).
 
-        Raises RetryLater.
+        ``topic_id`` is the topic's own, where the broker tells: of a topic that was deleted and made again offsets
+        begin anew. Raises RetryLater.
         """
+        self._topic_id = topic_id
         try:
+            self._recognise()
             known = self._store.next_offsets(self._topic)
             complete = self._store.complete_to(self._topic)
             self._clock_errors = self._store.clock_errors()
@@ -108,6 +113,12 @@ class IngestHandler:
         offsets = {p: end for p, end in self._expected.items() if end is not None}
         self._marks = {p: Mark(complete[p], end) for p, end in offsets.items() if p in complete}
         return dict(self._expected)
+
+    def _recognise(self) -> None:
+        if self._topic_id is None:
+            return
+        if anew := self._store.recognise(self._topic, self._topic_id):
+            log.warning("ingest.topic_made_anew", topic=self._topic, topic_id=self._topic_id, partitions=sorted(anew))
 
     def reached(self, marks: Mapping[int, Mark]) -> None:
         """All that assigned partitions held at a moment is applied; raises RetryLater."""
@@ -180,8 +191,13 @@ class IngestHandler:
         expected = self._expected[partition]
         try:
             result = self._store.ingest(self._topic, partition, expected, end, envelopes, heard, self._limits)
+            if expected is None:
+                self._recognise()
         except StoreRefused:
             raise
+        except (ValueError, ArithmeticError) as error:
+            # Content that nobody foresaw must not stop its partition for ever. The type alone: texts may quote values.
+            raise StoreRefused(f"{type(error).__name__} in applying it") from error
         except LostOwnership as error:
             raise RetryLater("lost_ownership", str(error)) from error
         except StoreError as error:

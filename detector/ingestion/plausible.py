@@ -24,6 +24,8 @@ MAX_AHEAD_MS = 3_600_000
 """How far an agent's clock may be ahead."""
 EARLIEST_MS = 946_684_800_000
 """The year 2000: an agent whose clock says less has none."""
+LATEST_MS = 253_402_300_799_999
+"""The end of the year 9999, after which there is no time in Postgres or here."""
 MAX_WINDOW_MS = 86_400_000
 MAX_REQUESTS = 1 << 40
 MAX_ELEMENTS = 1 << 56
@@ -55,7 +57,9 @@ def check(envelope: Envelope, now: datetime) -> None:
         _text("provider", envelope.body.provider)
         _probes(list(envelope.body.probes))
     elif isinstance(envelope.body, Heartbeat):
-        return  # by its time an agent's clock is measured, so it may be any
+        # By its time an agent's clock is measured, so that may be any; since when something waits is stored.
+        if (envelope.body.waiting_since_ms or 0) > LATEST_MS:
+            raise Implausible("the heartbeat says that windows wait since after the year 9999")
     elif isinstance(envelope.body, Comparison):
         _comparison(envelope.body, latest)
     elif isinstance(envelope.body, Kinship):

@@ -6,7 +6,7 @@ import getpass
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -16,9 +16,10 @@ from pydantic.dataclasses import dataclass
 
 from agent.logging import configure
 from agent.options import SECTION, Option, options
-from detector.domain.settings import Database, Target, Time
+from detector.domain.settings import CheckSettings, Database, Target, Time
 from detector.domain.slots import WEEKDAY_DATES
 from detector.domain.types import Decision, ModelVersion, Policy, Reference
+from detector.domain.watermark import closed_until
 from detector.ingestion import offline
 from detector.references import choice, decisions, making
 from detector.references.listing import print_policy, print_references
@@ -176,9 +177,12 @@ def auto(settings: AutoSettings) -> None:
 @options(AcceptSettings)
 def accept_(settings: AcceptSettings) -> None:
     """Accept the present as normal: the newest windows become the reference, and what was found ends with that."""
-    s, now = settings, datetime.now(UTC)
+    s = settings
     with _session(s.target) as (store, found):
-        made, left = decisions.accept(store, found, s.requests, s.windows, s.since, now, s.need, s.by, s.why)
+        # As checks see it: windows that may still get data are not the newest, they are not there yet.
+        now, grace = store.now(), timedelta(seconds=CheckSettings().grace_seconds)
+        closed = closed_until(store.ingested(found.id, now), now, grace, timedelta(0))
+        made, left = decisions.accept(store, found, s.requests, s.windows, s.since, closed, s.need, s.by, s.why)
         print_references([made], found)
         if made.decision is not None and made.decision.accepts:
             click.echo(f"Accepted: {', '.join(made.decision.accepts)}")

@@ -33,6 +33,7 @@ class ReferenceStore(Protocol):
         slots: Iterable[tuple[Slot, Layered]],
         slots_of: int | None,
         decision: Decision | None,
+        as_read: bool,
     ) -> int: ...
     def reference_with_id(self, reference_id: int) -> Reference | None: ...
     def reference_policy(self, model: str) -> ReferencePolicy: ...
@@ -203,7 +204,7 @@ def _from_spans(
     # Made as they are saved: together the slots of a large model, up to 192 times the whole, would not fit in memory.
     slots = ((slot, reader.layered(inside)) for slot, inside in groups.items())
     start, end = spans[0].start, max(span.end for span in spans)
-    return _save(store, version.id, origin, version.id, start, end, n, whole, slots, decision=decision)
+    return _save(store, version.id, origin, version.id, start, end, n, whole, slots, decision=decision, as_read=True)
 
 
 def _refuse_if_small(n: int, whole: Layered, need: Need | None) -> None:
@@ -223,9 +224,10 @@ def _save(
     slots: Iterable[tuple[Slot, Layered]] = (),
     slots_of: int | None = None,
     decision: Decision | None = None,
+    as_read: bool = False,
 ) -> Reference:
     store.save_reference(
-        version_id, origin, source, start, end, n, whole.summaries, whole.effects, slots, slots_of, decision
+        version_id, origin, source, start, end, n, whole.summaries, whole.effects, slots, slots_of, decision, as_read
     )
     saved = store.reference(version_id)
     if saved is None:

@@ -13,6 +13,16 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from detector.store.errors import StoreError, StoreRefused, StoreUnavailable
 
 CONNECT_TIMEOUT_SECONDS = 5
+_GONE_SECONDS = 30
+"""A server whose machine vanished, as in a failover, sends no goodbye: its connections fail after as long."""
+_KEEPALIVE = {
+    "keepalives": 1,
+    "keepalives_idle": _GONE_SECONDS // 2,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": _GONE_SECONDS * 1000,
+}
+"""For libpq; what the URL says goes before."""
 _NOT_MIGRATED = frozenset({"42P01", "42703"})
 """SQLSTATE of an unknown table and of an unknown column."""
 _GAVE_WAY = ("08", "40", "53", "55", "57")
@@ -50,7 +60,11 @@ class Database:
             max_overflow=5,
             pool_timeout=30,
             hide_parameters=True,
-            connect_args={"connect_timeout": CONNECT_TIMEOUT_SECONDS, "application_name": "reluscope"},
+            connect_args={
+                "connect_timeout": CONNECT_TIMEOUT_SECONDS,
+                "application_name": "reluscope",
+                **{name: value for name, value in _KEEPALIVE.items() if name not in parsed.query},
+            },
         )
 
     @contextmanager

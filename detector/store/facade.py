@@ -47,6 +47,7 @@ from detector.store import (
     heartbeats,
     ingest,
     kinships,
+    lateness,
     partitions,
     reading,
     references,
@@ -100,6 +101,12 @@ class Store:
         """
         with self._database.begin() as connection:
             return ingest.apply(connection, topic, partition, expected_offset, next_offset, envelopes, heard, limits)
+
+    def recognise(self, topic: str, topic_id: str) -> list[int]:
+        """Says which topic of that name the offsets belong to; partitions of one that is gone begin anew, and are
+        returned. ``topic_id`` is what the broker made it with."""
+        with self._database.begin() as connection:
+            return ingest.recognise(connection, topic, topic_id)
 
     def complete_to(self, topic: str) -> dict[int, datetime]:
         """Per partition, the moment up to which all that it held is ingested; absent where it is not known."""
@@ -240,12 +247,14 @@ class Store:
         slots: Iterable[tuple[Slot, Layered]] = (),
         slots_of: int | None = None,
         decision: Decision | None = None,
+        as_read: bool = False,
     ) -> int:
         """Makes a new active reference in place of the former one, which is kept; its id.
 
         ``slots`` are the references of its slots. Each is stored before the next is asked for, so that they may be
         made one by one, by reading from this store too. ``slots_of`` takes over those of another reference.
-        ``decision`` says which person made it.
+        ``decision`` says which person made it. ``as_read`` says that it was made of the version's windows in the span,
+        whose requests are ``n``: raises LostOwnership where they have grown since, for no check would see the rest.
         """
         with self._database.begin() as connection:
             made = references.save(
@@ -253,6 +262,8 @@ class Store:
                 Layered(summaries, effects or {}), decision,
             )  # fmt: skip
             references.save_slots(connection, made, slots, slots_of)
+            if as_read:  # last, as ingest of the version waits from here on
+                lateness.as_read(connection, version_id, start, end, n)
             return made
 
     def reference_slot(self, reference_id: int, slot: Slot) -> Layered:

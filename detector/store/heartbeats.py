@@ -67,6 +67,10 @@ def record(
             _replaced(connection, envelope, rows, row["since"])
         elif isinstance(body, Window) and any(item.summary.n for item in body.probes):
             row |= {"last_window_at": told.at, "requests_then": row["requests"], "sampled_then": row["sampled"]}
+            if row["status"] == "stopped" and row["interval_seconds"] is None:
+                replaced_at = _newest_without_heartbeats(connection, envelope, rows)
+                if replaced_at is not None and moment(body.start_ms) >= replaced_at:
+                    row["status"] = "serving"
     if rows:
         upsert = insert(heartbeats)
         names = [column.name for column in heartbeats.columns if column.name not in _KEY]
@@ -158,7 +162,10 @@ def _beat(row: dict[str, Any], envelope: Envelope, body: Heartbeat, told: Heard,
 
 
 def _replaced(connection: Connection, envelope: Envelope, rows: dict[Key, dict[str, Any]], since: datetime) -> None:
-    """An agent that sends no heartbeats says no farewell: what it deploys takes the place of what it had before."""
+    """An agent that sends no heartbeats says no farewell: what it deploys takes the place of what it had before.
+
+    Unless it serves both: a window of the former version that begins after the deployment says so, see `record`.
+    """
     for key, row in rows.items():
         mine = key[:2] == (envelope.agent_id, envelope.model) and key != _key(envelope)
         if mine and row["interval_seconds"] is None and row["since"] < since:
@@ -175,3 +182,22 @@ def _replaced(connection: Connection, envelope: Envelope, rows: dict[Key, dict[s
         )
         .values(status="stopped")
     )
+
+
+def _newest_without_heartbeats(
+    connection: Connection, envelope: Envelope, rows: dict[Key, dict[str, Any]]
+) -> datetime | None:
+    """When the agent, which sends no heartbeats, last deployed another version of the model."""
+    found = {
+        key: row["since"]
+        for key, row in rows.items()
+        if key[:2] == (envelope.agent_id, envelope.model) and row["interval_seconds"] is None
+    }
+    table = heartbeats.c
+    stored = select(heartbeats).where(
+        table.agent_id == envelope.agent_id, table.model == envelope.model, table.interval_seconds.is_(None)
+    )
+    for row in connection.execute(stored).mappings():
+        found.setdefault((row["agent_id"], row["model"], row["version"], row["digest"]), row["since"])
+    found.pop(_key(envelope), None)
+    return max(found.values(), default=None)

@@ -35,6 +35,14 @@ def next_offsets(connection: Connection, topic: str) -> dict[int, int]:
     return {row.partition: row.next_offset for row in rows}
 
 
+def recognise(connection: Connection, topic: str, topic_id: str) -> list[int]:
+    """See `Store.recognise`."""
+    table, values = ingest_offsets, {"topic": topic, "topic_id": topic_id}
+    unnamed = update(table).where(table.c.topic == topic, table.c.topic_id.is_(None))
+    connection.execute(unnamed.values(topic_id=topic_id))
+    return list(connection.execute(_ANEW, values).scalars())
+
+
 def complete_to(connection: Connection, topic: str) -> dict[int, datetime]:
     """See `Store.complete_to`."""
     table = ingest_offsets.c
@@ -60,6 +68,12 @@ def ingested(connection: Connection, version_id: int, now: datetime) -> Ingested
     return Ingested(row.complete_to, row.unbroken_since, row.broken_at, agents)
 
 
+_ANEW = text(
+    """
+    UPDATE ingest_offsets SET next_offset = 0, topic_id = :topic_id
+    WHERE topic = :topic AND topic_id <> :topic_id RETURNING partition
+    """
+)
 _REACH = text(
     """
     UPDATE ingest_offsets

@@ -14,7 +14,7 @@ from sqlalchemy import Connection, text
 from sqlalchemy.dialects.postgresql import insert
 
 from detector.domain.types import Taken
-from detector.store import locks
+from detector.store import locks, reading
 from detector.store.errors import LostOwnership
 from detector.store.tables import version_progress
 
@@ -90,6 +90,17 @@ def take(connection: Connection, version_id: int, taken: Taken) -> None:
             f"windows of model version {version_id} grew from {taken.inside} to {inside} requests during the check"
         )
     _add(connection, version_id, checked=taken.checked, passed_over=taken.passed_over)
+
+
+def as_read(connection: Connection, version_id: int, start: datetime, end: datetime, n: int) -> None:
+    """Raises LostOwnership where windows inside [start, end] no longer hold ``n`` requests; holds the merge lock."""
+    locks.wait(connection, locks.MERGE, version_id)
+    inside = sum(span.n for span in reading.spans(connection, version_id, start, end))
+    if inside != n:
+        raise LostOwnership(
+            f"windows of model version {version_id} went from {n} to {inside} requests while they were made a "
+            "reference: try again"
+        )
 
 
 def _late(connection: Connection, spans: Collection[LateSpan]) -> dict[int, int]:

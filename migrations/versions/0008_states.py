@@ -15,7 +15,8 @@ _TABLES = """
 ALTER TABLE ingest_offsets
     ADD COLUMN complete_to timestamptz,
     ADD COLUMN unbroken_since timestamptz,
-    ADD COLUMN broken_at timestamptz;
+    ADD COLUMN broken_at timestamptz,
+    ADD COLUMN topic_id text;
 UPDATE ingest_offsets SET complete_to = to_timestamp(0);
 ALTER TABLE windows ADD COLUMN late bigint NOT NULL DEFAULT 0;
 CREATE TABLE version_progress (
@@ -161,4 +162,7 @@ def downgrade() -> None:
     op.execute("DROP TABLE heartbeats")
     op.execute("DROP TABLE version_progress")
     op.execute("ALTER TABLE windows DROP COLUMN late")
-    op.execute("ALTER TABLE ingest_offsets DROP COLUMN complete_to, DROP COLUMN unbroken_since, DROP COLUMN broken_at")
+    op.execute(
+        "ALTER TABLE ingest_offsets DROP COLUMN complete_to, DROP COLUMN unbroken_since, DROP COLUMN broken_at, "
+        "DROP COLUMN topic_id"
+    )

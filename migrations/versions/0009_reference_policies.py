@@ -51,6 +51,7 @@ CREATE TABLE reference_policy_changes (
 CREATE INDEX reference_policy_changes_by_model ON reference_policy_changes (model, id);
 """
 
+# Defaults throughout: detectors of the release before go on writing while the new ones take over.
 _COLUMNS = """
 ALTER TABLE model_references
     ADD COLUMN made_by text,
@@ -63,7 +64,7 @@ ALTER TABLE alerts
     ADD COLUMN holds jsonb NOT NULL DEFAULT '[]',
     ADD COLUMN ended_by text NOT NULL DEFAULT '' CHECK (ended_by IN ('', 'webhook', 'reconciled'));
 UPDATE alerts SET seen_at = received_at, ended_by = CASE status WHEN 'resolved' THEN 'webhook' ELSE '' END;
-ALTER TABLE alerts ALTER COLUMN seen_at SET NOT NULL;
+ALTER TABLE alerts ALTER COLUMN seen_at SET NOT NULL, ALTER COLUMN seen_at SET DEFAULT now();
 """
 
 _REFERENCE_HISTORY = """

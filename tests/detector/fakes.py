@@ -154,6 +154,7 @@ class FakeStore:
         slots: Iterable[tuple[Slot, Layered]] = (),
         slots_of: int | None = None,
         decision: Decision | None = None,
+        as_read: bool = False,
     ) -> int:
         number = len(self.saved_references) + 1
         self.slots[number] = dict(slots) if slots_of is None else self.slots[slots_of]

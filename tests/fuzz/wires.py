@@ -126,6 +126,9 @@ class _Store:
     def next_offsets(self, topic: str) -> dict[int, int]:
         return {}
 
+    def recognise(self, topic: str, topic_id: str) -> list[int]:
+        return []
+
     def complete_to(self, topic: str) -> dict[int, datetime]:
         return {}
 

@@ -23,6 +23,10 @@ from detector.metrics import DetectorMetrics
 log = structlog.get_logger()
 
 POLL_MS = 500
+JOIN_MS = 5000
+"""Of one poll while the group settles. kafka-python 3.0.12 throws a join away that ends between two polls, and asks
+again, which makes all members join once more: so a poll has to last until the join is through, longer than a broker's
+own delay (`group.initial.rebalance.delay.ms`, 3 s by default), and the next begins at once."""
 MAX_RECORDS = 200
 """Of one poll, which bounds a micro-batch."""
 CUT_SECONDS = 2.0
@@ -36,7 +40,7 @@ LAST_DELAY = 20.0
 class Handler(Protocol):
     """What takes records; in production `detector.ingestion.ingest.IngestHandler`. All methods raise RetryLater."""
 
-    def assigned(self, partitions: Iterable[int]) -> dict[int, int | None]: ...
+    def assigned(self, partitions: Iterable[int], topic_id: str | None = None) -> dict[int, int | None]: ...
     def handle(self, partition: int, records: Sequence[Record]) -> None: ...
     def reached(self, marks: Mapping[int, Mark]) -> None: ...
 
@@ -45,16 +49,20 @@ class _Rebalances(ConsumerRebalanceListener):  # type: ignore[misc]
     """Called on the client's I/O thread, where blocking would stop the heartbeat: takes a note and no more."""
 
     def __init__(self) -> None:
+        self.joining = True
         self.changed = threading.Event()
 
     def on_partitions_revoked(self, revoked: object) -> None:
+        self.joining = True
         self.changed.set()
 
     def on_partitions_assigned(self, assigned: object) -> None:
+        self.joining = False
         self.changed.set()
 
     def on_partitions_lost(self, lost: object) -> None:
         # By default this is revocation, as if there were still something to commit.
+        self.joining = True
         self.changed.set()
 
 
@@ -77,6 +85,7 @@ class Consumer:
         self._topic, self._metrics, self._clock = topic, metrics, clock
         self._broker, self._later = (Backoff(FIRST_DELAY, LAST_DELAY, jitter) for _ in range(2))
         self._reached = True
+        self._topic_id: str | None = None
         self._bootstrap = bootstrap
         self._settings: dict[str, Any] = {
             "bootstrap_servers": bootstrap.split(","),
@@ -132,12 +141,16 @@ class Consumer:
         positioned = False
         cuts, next_cut = Cuts(), time.monotonic()
         while not stop.is_set():
-            polled = consumer.poll(timeout_ms=POLL_MS, max_records=MAX_RECORDS)
+            patience = JOIN_MS if rebalances.joining else POLL_MS
+            polled = consumer.poll(timeout_ms=patience, max_records=MAX_RECORDS)
+            if rebalances.joining:
+                positioned = False
+                continue
             if rebalances.changed.is_set():
                 rebalances.changed.clear()
                 positioned = False
             try:
-                if not positioned:
+                if not positioned or self._made_anew(consumer):
                     # Drops what was polled: Kafka chose where it began.
                     positioned = self._position(consumer, handler)
                     cuts = Cuts()
@@ -158,9 +171,15 @@ class Consumer:
     def _position(self, consumer: Any, handler: Handler) -> bool:
         """Moves every assigned partition to its offset in Postgres; False where a rebalance came in between."""
         assigned = {partition.partition: partition for partition in consumer.assignment()}
-        positions = handler.assigned(assigned)
+        self._topic_id = _topic_id(consumer, self._topic)
+        positions = handler.assigned(assigned, self._topic_id)
         try:
+            ends = consumer.end_offsets(list(assigned.values()), timeout_ms=CONNECT_MS) if assigned else {}
             for number, offset in positions.items():
+                if offset is not None and offset > ends[assigned[number]]:
+                    # Where brokers do not tell topics apart, and after a broker that lost what it had acknowledged.
+                    log.warning("ingest.offset_beyond_end", partition=number, offset=offset, end=ends[assigned[number]])
+                    offset = None
                 if offset is None:
                     consumer.seek_to_beginning(assigned[number])
                 else:
@@ -169,9 +188,16 @@ class Consumer:
         except (KeyError, ValueError):  # the client's words for a partition that is no longer ours
             log.info("ingest.rebalanced_again")
             return False
+        except KafkaError as error:
+            log.debug("ingest.no_ends", error=str(error))
+            return False
         if positions:
             log.info("ingest.assigned", topic=self._topic, offsets=positions)
         return True
+
+    def _made_anew(self, consumer: Any) -> bool:
+        """Whether the topic is another than the one whose offsets are being read."""
+        return _topic_id(consumer, self._topic) not in (self._topic_id, None)
 
     def _handle(self, consumer: Any, handler: Handler, polled: Mapping[TopicPartition, Sequence[Any]]) -> None:
         for partition, messages in polled.items():
@@ -195,6 +221,12 @@ class Consumer:
             log.debug("ingest.no_cut", error=str(error))
             return
         handler.reached(cuts.reached({number: place for number, place in places.items() if place is not None}))
+
+
+def _topic_id(consumer: Any, topic: str) -> str | None:
+    """What tells a topic from another that had the name before it; None where the broker does not say."""
+    found = consumer._manager.cluster.topic_id(topic)  # kafka-python 3.0.12 has no public way to ask
+    return None if found is None or not found.int else str(found)
 
 
 def _appended(message: Any) -> datetime | None:

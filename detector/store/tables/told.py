@@ -122,6 +122,7 @@ ingest_offsets = Table(
     Column("partition", Integer, primary_key=True),
     *numbers(BigInteger, "next_offset"),
     *(time(name, null=True) for name in ("complete_to", "unbroken_since", "broken_at")),
+    *text("topic_id", null=True),
 )
 
 heartbeats = Table(

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import pytest
 
 from agent.wire import Envelope, Heartbeat, Window
 from detector.ingestion.clocks import Between, corrected, heard
 from detector.ingestion.cuts import Cuts, Mark
+from detector.ingestion.records import RetryLater
+from detector.ingestion.shared_clock import ASK_SECONDS, SharedClock
+from detector.store import StoreUnavailable
 from tests.detector.builders import MINUTE, START, deployment, ms, window
 
 SECOND = timedelta(seconds=1)
@@ -80,3 +83,24 @@ def test_a_cut_is_reached_once_all_before_it_is_read() -> None:
     assert cuts.lacking([0, 1]) == [1]
     cuts.begin(START + MINUTE, {0: 99, 1: 3})
     assert cuts.reached({0: 5, 1: 2, 7: 0}) == {0: Mark(START, 5)}, "the end that was asked for first counts"
+
+
+def test_all_detectors_go_by_the_clock_of_postgres() -> None:
+    steady, told = 100.0, START
+    answers: list[StoreUnavailable | None] = [StoreUnavailable("away")]
+
+    def ask() -> datetime:
+        if answers and (failure := answers.pop()):
+            raise failure
+        return told
+
+    clock = SharedClock(ask, lambda: steady)
+    with pytest.raises(RetryLater, match="away"):
+        clock()
+    assert clock() == START
+    steady, told = 101.0, START + timedelta(hours=1)
+    assert clock() == START + timedelta(seconds=1), "carried on, not asked at every message"
+    steady, answers = 100.0 + ASK_SECONDS, [StoreUnavailable("away")]
+    assert clock() == START + timedelta(seconds=ASK_SECONDS), "carried on while Postgres is away"
+    steady = 100.0 + 2 * ASK_SECONDS
+    assert clock() == told

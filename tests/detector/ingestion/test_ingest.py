@@ -37,12 +37,19 @@ class FakeStore:
     heard: list[tuple[Envelope, Heard]] = field(default_factory=list)
     complete: dict[int, datetime] = field(default_factory=dict)
     errors: dict[str, float] = field(default_factory=dict)
+    topic_id: str = ""
     left_out: tuple[RefusedProbe, ...] = ()
 
     def next_offsets(self, topic: str) -> dict[int, int]:
         if self.failures:
             raise self.failures.pop(0)
         return dict(self.offsets)
+
+    def recognise(self, topic: str, topic_id: str) -> list[int]:
+        anew = list(self.offsets) if self.topic_id not in ("", topic_id) else []
+        self.topic_id = topic_id
+        self.offsets |= dict.fromkeys(anew, 0)
+        return anew
 
     def complete_to(self, topic: str) -> dict[int, datetime]:
         return dict(self.complete)
@@ -296,6 +303,7 @@ def spanning(start_ms: int, end_ms: int) -> Envelope:
         (with_kinship(product=np.full(8, 1e4)), "the product of both sides is larger"),
         (with_kinship(neighbour_product=np.full(8, -1e4)), "the product with the neighbours is larger"),
         (with_kinship(former=np.full(8, 1e4)), "a sum is larger than its squares allow"),
+        (broken(body=Heartbeat(ms(START), "serving", 1, 1, 0.05, waiting_since_ms=1 << 62)), "after the year 9999"),
     ],
 )
 def test_what_cannot_be_true_is_named(envelope: Envelope, text: str) -> None:
@@ -317,3 +325,23 @@ def test_the_implausible_is_set_aside(line: Line) -> None:
     line.handler.handle(0, records(window(1, START + timedelta(days=1)), window(2)))
     assert line.store.applied == [2]
     assert line.letters.letters[0][1]["dead-letter-reason"] == "implausible"
+
+
+def test_what_nobody_foresaw_costs_its_message_only(line: Line) -> None:
+    """As the store would raise for a time that no calendar has."""
+    odd = [ValueError("year 146140482 is out of range"), ValueError("year 146140482 is out of range")]
+    line.store.failures = [odd[0], odd[1]]  # of the batch, then of its first message
+    line.handler.handle(0, records(window(1), window(2), window(3)))
+    assert line.store.applied == [2, 3]
+    [(raw, headers, _)] = line.letters.letters
+    assert raw == encode(window(1))
+    assert headers["dead-letter-error"] == "ValueError in applying it", "a text may quote values"
+
+
+def test_a_topic_made_anew_is_read_from_its_beginning() -> None:
+    line = Line(FakeStore(offsets={0: 7}, topic_id="former"))
+    assert line.handler.assigned([0, 1], "former") == {0: 7, 1: None}
+    with capture_logs() as logs:
+        assert line.handler.assigned([0, 1], "new") == {0: 0, 1: None}
+    assert [(entry["event"], entry["partitions"]) for entry in logs] == [("ingest.topic_made_anew", [0])]
+    assert line.handler.assigned([0], None) == {0: 0}, "a broker that does not tell changes nothing"

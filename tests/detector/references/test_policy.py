@@ -149,12 +149,7 @@ def shifted(database_url: str) -> Store:
 
 
 def now_is(monkeypatch: pytest.MonkeyPatch, at: datetime) -> None:
-    class Frozen(datetime):
-        @classmethod
-        def now(cls, tz: object = None) -> datetime:  # type: ignore[override]
-            return at
-
-    monkeypatch.setattr(reference, "datetime", Frozen)
+    monkeypatch.setattr(Store, "now", lambda _: at)
 
 
 def test_accepting_the_present_ends_the_finding_and_keeps_who_and_why(

@@ -189,3 +189,36 @@ def test_windows_that_grow_during_a_check_are_checked_again(line: Line) -> None:
         advance(line.store, version.id, taken)
     assert line.store.alarm_state(version.id) is None
     assert line.store.checks(version.id, START, 9) == []
+
+
+def test_an_agent_without_heartbeats_may_serve_two_versions_at_once(line: Line) -> None:
+    def current(at: datetime) -> list[str]:
+        return [version.version for version in line.store.current_versions(at)]
+
+    def windows(minute: int, *versions: str) -> None:
+        at = START + minute * MINUTE
+        line.feed(*(window(1000 * int(name) + minute, at, version=name) for name in versions), at=at + MINUTE)
+
+    line.feed(deployment(1), at=START)
+    windows(0, "1")
+    line.feed(deployment(2, START + MINUTE + SECOND, version="2"), at=START + MINUTE + 2 * SECOND)
+    windows(1, "1")  # began before the other was deployed: what was still under way
+    assert current(START + 2 * MINUTE) == ["2"]
+    for minute in range(2, 6):  # a canary
+        windows(minute, "1", "2")
+    assert current(START + 6 * MINUTE) == ["1", "2"]
+    for minute in range(6, 18):  # which is promoted
+        windows(minute, "2")
+    assert current(START + 18 * MINUTE) == ["2"]
+
+
+def test_a_second_pod_of_the_same_name_hides_nothing(line: Line) -> None:
+    """Two lives under one name at once: every request counts, and the agent is alive."""
+    for minute in range(20):
+        at = START + minute * MINUTE
+        line.feed(beat(minute + 1, at, epoch=1), beat(minute + 1, at, epoch=2), at=at)
+        line.feed(window(minute, at, epoch=1), window(minute, at, epoch=2), at=at)
+    found = line.store.model_version("digits", "1")
+    assert found is not None
+    assert sum(span.n for span in line.store.spans(found.id, START, START + 20 * MINUTE)) == 2 * 20 * 20
+    assert line.agent(START + 20 * MINUTE).state == "observing"
