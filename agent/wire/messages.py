@@ -93,6 +93,8 @@ class Heartbeat:
     """With content that cannot be read or run."""
     dropped: int = 0
     """Lost for want of room or time."""
+    held: int = 0
+    """Observed, and held back for a larger group, told of later or not."""
     waiting_since_ms: int | None = None
     """Start of the oldest window that the broker has not acknowledged; None where it has all."""
 
