@@ -32,6 +32,8 @@ class AgentSettings:
     """Address for mirrored requests and /metrics."""
     port: int = Field(default=8400, ge=0, le=65535)
     """0 takes any free port."""
+    max_connections: int = Field(default=1024, ge=1)
+    """Connections of clients at a time, at most half of the files that the process may open."""
     agent_id: Annotated[str, Option(default="host name")] = Field(default_factory=socket.gethostname)
     """Name of this pod in every window."""
     sample_rate: float = Field(default=0.05, ge=0, le=1)

@@ -20,6 +20,7 @@ from agent.delivery.sender import Sender
 from agent.delivery.transport import Publisher
 from agent.delivery.windowing import Accumulator
 from agent.intake import http, server
+from agent.intake.connections import ConnectionLimits, Connections
 from agent.intake.queue import ByteQueue, Captured
 from agent.intake.unpacking import Limits
 from agent.metrics import AgentMetrics
@@ -196,6 +197,10 @@ class Sidecar:
             self._models, self._queue, self._samplers, self._metrics, self._limits,
             on_response=self._pairs.intake.offer_response,
         )  # fmt: skip
+        connections = Connections(
+            ConnectionLimits(settings.max_connections),
+            lambda reason: self._metrics.connections_closed_total.labels(reason).inc(),
+        )
         log.info(
             "agent.started",
             agent_id=settings.agent_id,
@@ -203,7 +208,7 @@ class Sidecar:
             repository=str(settings.repository),
         )
         try:
-            server.serve(app, settings.host, settings.port, stop)
+            server.serve(app, settings.host, settings.port, stop, connections=connections)
         finally:
             # In order: no new requests, then the open windows into the outbox, then what the broker still takes, and
             # the farewell.

@@ -25,7 +25,7 @@ EDGES: Mapping[str, tuple[str, ...]] = {
     "apscheduler": ("detector.schedule",),
     "prometheus_client": ("agent.metrics", "detector.metrics"),
     "starlette": ("agent.intake.bodies", "agent.intake.http", "agent.intake.server", "detector.http"),
-    "uvicorn": ("agent.intake.server", "detector.http"),
+    "uvicorn": ("agent.intake.connections", "agent.intake.server", "detector.http"),
 }
 """Third-party package to the modules, with all below them, that may import it."""
 

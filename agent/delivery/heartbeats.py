@@ -100,7 +100,9 @@ class Heartbeats:
                 self._told.pop(key, None)
             else:
                 self._told[key] = Standing(*key)
-            (self._waiting.discard if body.waiting_since_ms is None else self._waiting.add)(envelope.key)
+            # A farewell is the last word on its version: nobody would take its key away again.
+            waits = body.waiting_since_ms is not None and body.status != "stopped"
+            (self._waiting.add if waits else self._waiting.discard)(envelope.key)
         self._next = self._monotonic() + self._rhythm.interval_ms / 1000
 
     def _serving(self) -> dict[Key, Standing]:

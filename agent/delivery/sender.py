@@ -78,6 +78,7 @@ class Sender:
             for name, (requests, error) in passed.failed.items():
                 self._on_drop(ProbeDrop(model, version, name, "summary", requests, f"{error} in putting it together"))
             self._note_carried("window", passed.version, passed.carried)
+            self._metrics.tally(model, version).count("held", max(passed.carried.values(), default=0))
             self._note_withheld("window", passed.withheld)
 
     def withhold_windows(self, reason: WithheldReason, which: Callable[[Version], bool]) -> None:

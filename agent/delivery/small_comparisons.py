@@ -7,13 +7,17 @@ they are not for here.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
 
 from agent import wire
 from agent.delivery.small_groups import MinGroup, Withheld, WithheldReason
 from agent.delivery.versions import Version
-from agent.summary.coarse import rounded_up
+from agent.summary.coarse import are_many, middles, rounded_up
 from agent.wire import Comparison, ProbeComparison
 
 WHOLE = ""
@@ -86,7 +90,7 @@ class SmallComparisons:
         own = replace(body, probes=(), start_ms=start_ms, end_ms=end_ms)
         counts = self._counts(passed, before.counts, _Counts(own, body.start_ms))
         ready = [self._sums(passed, _Sums(item, body.start_ms)) for item in body.probes]
-        told = tuple(replace(item, max_abs_error=rounded_up(item.max_abs_error)) for item in ready if item is not None)
+        told = tuple(_told(item, self._group.requests) for item in ready if item is not None)
         if counts is not None or told:
             passed.comparison = replace(counts or wire.probes_only(own), probes=told)
         return passed
@@ -136,6 +140,26 @@ class SmallComparisons:
 
     def _is_stale(self, since_ms: int, start_ms: int) -> bool:
         return start_ms - since_ms > self._group.carry_seconds * 1000
+
+
+def _told(item: ProbeComparison, least: int) -> ProbeComparison:
+    """The probe as it may be told: sums that rest on too few requests, or on one or two large ones, by their buckets.
+
+    Any three of the four sums give the fourth, so all are exact or none is; the product is worked out from the others.
+    """
+    item = replace(item, max_abs_error=rounded_up(item.max_abs_error))
+    exact = np.array([item.signal, item.power, item.noise])
+    if least <= 1 or (item.behind is not None and _are_many(exact, item.behind, least)):
+        return item
+    signal, power, noise = middles(exact).tolist()
+    noise = min(noise, (math.sqrt(signal) + math.sqrt(power)) ** 2)
+    most = math.sqrt(signal) * math.sqrt(power)
+    cross = min(max((signal + power - noise) / 2, -most), most)
+    return replace(item, signal=signal, power=power, noise=noise, cross=cross)
+
+
+def _are_many(exact: NDArray[np.float64], behind: wire.Behind, least: int) -> bool:
+    return bool(are_many(exact, behind.requests, behind.squares, least).all())
 
 
 def _alike(a: ProbeComparison, b: ProbeComparison) -> bool:

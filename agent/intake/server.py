@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import socket
 import threading
 from collections.abc import Callable, Generator
@@ -10,6 +11,8 @@ from collections.abc import Callable, Generator
 import structlog
 import uvicorn
 from starlette.applications import Starlette
+
+from agent.intake.connections import Connections
 
 _log = structlog.get_logger()
 
@@ -20,6 +23,7 @@ def serve(
     port: int,
     stop: threading.Event,
     on_listening: Callable[[int], None] = lambda port: None,
+    connections: Connections | None = None,
 ) -> None:
     """Serve until `stop` is set; blocks the calling thread, which may be any. Signals are left alone.
 
@@ -29,6 +33,7 @@ def serve(
         port: 0 for any free one.
         stop: looked at ten times a second.
         on_listening: called with the port once requests are taken.
+        connections: their bounds, and who is told of those that were closed.
 
     Raises:
         OSError: the address cannot be had.
@@ -37,6 +42,8 @@ def serve(
     with socket.create_server((host, port), family=family, backlog=1024) as listener:
         config = uvicorn.Config(
             app,
+            http=(connections or Connections()).protocol,  # type: ignore[arg-type]  # it calls what makes a protocol
+            ws="none",
             lifespan="off",
             log_config=None,
             access_log=False,
@@ -45,6 +52,8 @@ def serve(
             date_header=False,
             timeout_graceful_shutdown=2,
         )
+        # What is not HTTP is counted; one line for each would let anybody fill the log.
+        logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
         bound = int(listener.getsockname()[1])
         _log.info("intake.listening", host=host, port=bound)
         _Server(config, stop, lambda: on_listening(bound)).run(sockets=[listener])

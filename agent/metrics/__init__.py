@@ -23,6 +23,8 @@ DROP_REASONS = (
     "internal",
 )
 """Why a request that may have been sampled is lost without anybody's fault in its content."""
+CLOSED_REASONS = ("too_many", "slow_request", "large_head", "not_http")
+"""Why a connection of a client was closed."""
 PAIRED_DROP_REASONS = (
     "rate",
     "queue_full",
@@ -52,6 +54,9 @@ class AgentMetrics:
         self.requests_total = self._counter("requests_total", "Requests that arrived for a known model.", "model")
         self.sampled_total = self._counter("sampled_total", "Requests that sampling chose, dropped or not.", "model")
         self.dropped_total = self._counter("dropped_total", "Requests lost for want of room or time.", "reason")
+        self.connections_closed_total = self._counter(
+            "connections_closed_total", "Connections closed for want of room, or for what came on them.", "reason"
+        )
         self.rejected_total = self._counter("rejected_total", "Requests with bad content.", "model", "reason")
         self.replayed_total = self._counter("replayed_total", "Requests run through the model.", "model", "version")
         self.carried_requests_total = self._counter(
@@ -78,7 +83,9 @@ class AgentMetrics:
             "outbox_errors_total", "Attempts to read or write the outbox that failed."
         )
         self.outbox_damaged_total = self._counter("outbox_damaged_total", "Damaged outbox files that were set aside.")
-        self.published_total = self._counter("published_total", "Messages that the broker has acknowledged.")
+        self.published_total = self._counter(
+            "published_total", "Messages that the broker has acknowledged, but for heartbeats."
+        )
         self.publish_errors_total = self._counter("publish_errors_total", "Failed attempts to publish.")
         self.last_publish_timestamp_seconds = self._gauge(
             "last_publish_timestamp_seconds", "When the broker last acknowledged a message, Unix time; 0 for never."
@@ -114,6 +121,8 @@ class AgentMetrics:
         )
         for reason in DROP_REASONS:
             self.dropped_total.labels(reason)
+        for reason in CLOSED_REASONS:
+            self.connections_closed_total.labels(reason)
         self._tallies: dict[tuple[str, str], Tally] = {}
         self._add_budget()
         self._add_paired()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-TALLIED = ("requests", "sampled", "replayed", "rejected", "dropped")
+TALLIED = ("requests", "sampled", "replayed", "rejected", "dropped", "held")
 """What heartbeats say of a model version's requests."""
 
 

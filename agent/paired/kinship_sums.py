@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from agent.summary.coarse import middles
+from agent.summary.coarse import are_many, middles
 from agent.wire import KINSHIP_CHANNELS, LayerKinship, merge_layers
 
 Means = Mapping[str, NDArray[np.float64]]
@@ -23,17 +23,39 @@ def sampled(values: NDArray[np.floating]) -> NDArray[np.float64]:
 
 
 @dataclass(frozen=True, slots=True)
+class _Spread:
+    """How numbers, one of each request, are spread over the requests; all of the sums' shape."""
+
+    requests: NDArray[np.int64]
+    """With a number other than zero."""
+    squares: NDArray[np.float64]
+    fourths: NDArray[np.float64]
+
+    @staticmethod
+    def of(values: NDArray[np.float64]) -> _Spread:
+        """Of values (requests, channels)."""
+        squares = values * values
+        return _Spread((values != 0).sum(axis=0, dtype=np.int64), squares.sum(axis=0), (squares * squares).sum(axis=0))
+
+    def __add__(self, other: _Spread) -> _Spread:
+        return _Spread(self.requests + other.requests, self.squares + other.squares, self.fourths + other.fourths)
+
+    def are_many(self, least: int) -> NDArray[np.bool_]:
+        return are_many(self.squares, self.requests, self.fourths, least)
+
+
+@dataclass(frozen=True, slots=True)
 class _Open:
-    """A layer's sums that have not been sent yet, and on how many requests' values each rests."""
+    """A layer's sums that have not been sent yet, and how what they rest on is spread over the requests."""
 
     exact: LayerKinship
     coarse: LayerKinship
     """The same of values at the middle of their histogram's bucket."""
-    served: NDArray[np.int64]
-    """Requests with a value other than zero, of the same shape as the sums."""
-    former: NDArray[np.int64]
-    product: NDArray[np.int64]
-    neighbour_product: NDArray[np.int64]
+    served: _Spread
+    former: _Spread
+    differing: _Spread
+    product: _Spread
+    neighbour_product: _Spread
 
     def __add__(self, other: _Open) -> _Open:
         return _Open(
@@ -41,33 +63,36 @@ class _Open:
             merge_layers(self.coarse, other.coarse),
             self.served + other.served,
             self.former + other.former,
+            self.differing + other.differing,
             self.product + other.product,
             self.neighbour_product + other.neighbour_product,
         )
 
     def told(self, least: int) -> LayerKinship:
-        """The sums, each exact only where at least ``least`` requests stand behind it.
+        """The sums, each exact only where at least ``least`` requests stand behind it, and no one or two outweigh them.
 
-        Of a channel that is zero but for one request a sum is that request's value, and of its bucket else.
+        Of a channel that is zero but for one request a sum is that request's value, and of its bucket else. Where the
+        versions differ at one request only, the difference of their sums is that request's: so one side is coarse.
         """
+        apart = self.differing.are_many(least)
 
-        def chosen(name: str, requests: NDArray[np.int64]) -> NDArray[np.float64]:
-            told: NDArray[np.float64] = np.where(
-                requests >= least, getattr(self.exact, name), getattr(self.coarse, name)
-            )
+        def chosen(name: str, exact: NDArray[np.bool_]) -> NDArray[np.float64]:
+            told: NDArray[np.float64] = np.where(exact, getattr(self.exact, name), getattr(self.coarse, name))
             return told
 
-        served_sq, former_sq = chosen("served_sq", self.served), chosen("former_sq", self.former)
+        served, former = self.served.are_many(least) & apart, self.former.are_many(least)
+        served_sq, former_sq = chosen("served_sq", served), chosen("former_sq", former)
         # Products of middles may be larger than exact squares allow.
         most, most_beside = (np.sqrt(served_sq) * np.sqrt(other) for other in (former_sq, np.roll(former_sq, -1)))
+        product, beside = (one.are_many(least) & apart for one in (self.product, self.neighbour_product))
         return replace(
             self.exact,
-            served=chosen("served", self.served),
-            former=chosen("former", self.former),
+            served=chosen("served", served),
+            former=chosen("former", former),
             served_sq=served_sq,
             former_sq=former_sq,
-            product=chosen("product", self.product).clip(-most, most),
-            neighbour_product=chosen("neighbour_product", self.neighbour_product).clip(-most_beside, most_beside),
+            product=chosen("product", product).clip(-most, most),
+            neighbour_product=chosen("neighbour_product", beside).clip(-most_beside, most_beside),
         )
 
 
@@ -97,9 +122,9 @@ def _opened(name: str, served: NDArray[np.float64], former: NDArray[np.float64])
     if exact is None or coarse is None:
         return None
     both = np.isfinite(former).all(axis=1) & np.isfinite(served).all(axis=1)
-    x, y = served[both] != 0, former[both] != 0
-    pairs = (x, y, x & y, x & np.roll(y, -1, axis=1))
-    return _Open(exact, coarse, *(one.sum(axis=0, dtype=np.int64) for one in pairs))
+    x, y = served[both], former[both]
+    with np.errstate(over="ignore"):  # an infinite sum of squares does not count as many
+        return _Open(exact, coarse, *(_Spread.of(one) for one in (x, y, x - y, x * y, x * np.roll(y, -1, axis=1))))
 
 
 class KinshipSums:

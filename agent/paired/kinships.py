@@ -170,7 +170,7 @@ class Kinships:
             target.failed, target.wanted, self._former = True, 0, None
             log.warning(
                 "kinship.unusable", model=entry.model, version=entry.version, former=target.former.label,
-                reason=str(error), exc_info=not known,
+                reason=str(error) if known else type(error).__name__, exc_info=not known,
             )  # fmt: skip
             return
         self._metrics.kinship_requests_total.labels(entry.model, entry.version).inc(len(batch.rows.kept))

@@ -68,7 +68,7 @@ def compare(probe: wire.Probe, served: Array, baseline: Array, tolerance: Tolera
     if served.shape != baseline.shape or served.ndim == 0 or served.size == 0:
         raise ValueError(f"probe {probe.name}: shapes {served.shape} and {baseline.shape} cannot be compared")
     requests = len(served)
-    totals = np.zeros(4)
+    parts, cross = np.zeros((3, requests)), 0.0
     largest, elements = 0.0, 0
     mismatched, nonfinite = np.zeros(requests, np.bool_), np.zeros(requests, np.bool_)
     flat_s, flat_b = served.reshape(requests, -1), baseline.reshape(requests, -1)
@@ -79,7 +79,8 @@ def compare(probe: wire.Probe, served: Array, baseline: Array, tolerance: Tolera
         both, one = finite_s & finite_b, finite_s != finite_b
         s, b = (np.where(both & (np.abs(side) >= _SMALLEST), side, 0.0) for side in (s, b))
         error = np.abs(s - b)
-        totals += (np.sum(b * b), np.sum(s * s), np.sum(error * error), np.sum(s * b))
+        parts[:, rows] += [(side * side).sum(axis=1) for side in (b, s, error)]
+        cross += float(np.sum(s * b))
         largest = max(largest, float(error.max(initial=0.0)))
         elements += int(both.sum())
         nonfinite[rows] |= one.any(axis=1)
@@ -87,7 +88,9 @@ def compare(probe: wire.Probe, served: Array, baseline: Array, tolerance: Tolera
             beyond = error > absolute[rows, np.newaxis] + tolerance.rtol * np.abs(b)
             mismatched[rows] |= (beyond | one).any(axis=1)
     only_served, only_baseline = _one_sided(probe, served, baseline)
-    signal, power, noise, cross = totals.tolist()
+    signal, power, noise = parts.sum(axis=1).tolist()
+    with np.errstate(over="ignore"):
+        behind = wire.Behind((parts > 0).sum(axis=1, dtype=np.int64), (parts * parts).sum(axis=1))
     sums = wire.ProbeComparison(
         probe=probe,
         n=requests,
@@ -101,6 +104,7 @@ def compare(probe: wire.Probe, served: Array, baseline: Array, tolerance: Tolera
         nonfinite=int(nonfinite.sum()),
         only_served_active=only_served,
         only_baseline_active=only_baseline,
+        behind=behind,
     )
     return Compared(sums, mismatched)
 

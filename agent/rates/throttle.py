@@ -102,6 +102,9 @@ class Throttle:
         rates = self._governors.step(self._clock(), readings, self._allowed())
         self._export(readings, rates)
         self._recent.append(readings)
+        for key in self._said.keys() - rates.keys():  # versions that have gone
+            del self._said[key]
+            self._metrics.model_sample_ratio.remove(*key)
         for key, rate in rates.items():
             self._samplers.of(key).rate = rate
             said = self._said.setdefault(key, self._samplers.rate)

@@ -6,8 +6,10 @@ them apart is the text: of the BFC arena where `gpu_mem_limit` is reached, of th
 TensorRT where the device itself has no room.
 
 The text of a failed run may quote the request ("indices element out of data bounds, idx=12345"), and goes to the log.
-So only those parts of it are kept that cannot: the status, the operator, the node's name, shapes, types, amounts of
-memory and the device's own codes.
+So only those parts of it are kept that cannot: the status, the operator, the node's name, the shapes and types of
+inputs, amounts of memory to a power of two, and the device's own codes. The shapes of other tensors are left out: where
+a model makes a shape of a number (Range, OneHot, ConstantOfShape), it is the request's; and so is what it takes of
+memory.
 """
 
 from __future__ import annotations
@@ -23,15 +25,15 @@ _DEVICE = re.compile(r"CUDA (?:failure|error|driver)|CUDNN|CUBLAS|CUFFT|CURAND|c
 
 _STATUS = re.compile(r"^\[ONNXRuntimeError\] : \d+ : (\w+)")
 _NODE = re.compile(r"while running (\w+) node\. Name:'([^']{0,200})'")
+_BYTES = re.compile(r"(?:size|memory of|bytes of) (\d+)", re.IGNORECASE)
 _SAFE = re.compile(
     r"Got invalid dimensions for input: \S{1,200} for the following indices(?:\s+index: \d+ Got: \d+ Expected: \d+)*"
     r"|Invalid rank for input: \S{1,200} Got: \d+ Expected: \d+"
     r"|Unexpected input data type\. Actual: \([\w()]+\) , expected: \([\w()]+\)"
     r"|Required inputs \(\[[^\]]{0,200}\]\) are missing"
-    r"|(?:Left|Right|Input )[Ss]hape: ?\{[\d,]*\}"
-    r"|Attempting to broadcast an axis by a dimension other than 1\. \d+ by \d+"
+    r"|Attempting to broadcast an axis by a dimension other than 1"
     r"|dimension mismatch"
-    r"|Input channels C is not equal to kernel channels \* group\. C: \d+ kernel channels: \d+ group: \d+"
+    r"|Input channels C is not equal to kernel channels \* group"
     r"|Failed to allocate memory(?: for requested buffer of size \d+)?"
     r"|Available memory of \d+ is smaller than requested bytes of \d+"
     r"|out[ _]?of[ _]?memory|bad[ _]alloc\w*"
@@ -89,8 +91,16 @@ def without_values(error: Exception, text: str) -> str:
     parts = [status[1] if status else type(error).__name__]
     if node:
         parts.append(f"in {node[1]} node '{node[2]}'")
-    details = list(dict.fromkeys(" ".join(found[0].split()) for found in _SAFE.finditer(text)))
+    found = (" ".join(one[0].split()) for one in _SAFE.finditer(text))
+    details = list(dict.fromkeys(_BYTES.sub(_about, one) for one in found))
     return " ".join(parts) + "".join(f"; {detail}" for detail in details)
+
+
+def _about(found: re.Match[str]) -> str:
+    """An amount of bytes to the next power of two: enough to choose a limit by."""
+    most = 1 << max(0, int(found[1]) - 1).bit_length()
+    told = f"{most >> 20} MiB" if most >> 20 else f"{most} bytes"
+    return found[0].removesuffix(found[1]) + f"up to {told}"
 
 
 def _kind(error: Exception, text: str) -> type[ReplayError]:

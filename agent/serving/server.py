@@ -19,6 +19,7 @@ from urllib.parse import quote, urlsplit
 import orjson
 import structlog
 
+from agent.logging import redact_text
 from agent.metrics import AgentMetrics
 from agent.serving.versions import ServerAnswer
 
@@ -49,7 +50,7 @@ class Server:
         """``timeout_seconds`` is for all of one answer. Raises ValueError where the URL is none."""
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(f"{url!r} is no http:// or https:// URL with a host")
+            raise ValueError(f"{redact_text(url)!r} is no http:// or https:// URL with a host")
         self._secure = parts.scheme == "https"
         self._host, self._port = parts.hostname, parts.port
         self._base = parts.path.rstrip("/")

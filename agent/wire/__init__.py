@@ -15,6 +15,7 @@ from agent.wire.kinship import estimated_layer_size, merge_layers
 from agent.wire.messages import (
     KINSHIP_CHANNELS,
     BaselineKind,
+    Behind,
     Comparison,
     Deployment,
     Envelope,
@@ -34,6 +35,7 @@ __all__ = [
     "KINSHIP_CHANNELS",
     "SCHEMA_VERSION",
     "BaselineKind",
+    "Behind",
     "Comparison",
     "Deployment",
     "Envelope",

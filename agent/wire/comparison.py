@@ -15,7 +15,7 @@ import math
 from dataclasses import replace
 from typing import Any
 
-from agent.wire.messages import Comparison, ProbeComparison
+from agent.wire.messages import Behind, Comparison, ProbeComparison
 
 _SAME = ("kind", "baseline", "baseline_digest", "reference", "provider", "start_ms", "end_ms")
 COUNTS = (
@@ -79,7 +79,13 @@ def merge_probes(a: ProbeComparison, b: ProbeComparison) -> ProbeComparison:
         nonfinite=a.nonfinite + b.nonfinite,
         only_served_active=a.only_served_active + b.only_served_active,
         only_baseline_active=a.only_baseline_active + b.only_baseline_active,
+        behind=_both_behind(a.behind, b.behind),
     )
+
+
+def _both_behind(a: Behind | None, b: Behind | None) -> Behind | None:
+    """Not known of both where it is not known of one."""
+    return None if a is None or b is None else Behind(a.requests + b.requests, a.squares + b.squares)
 
 
 def sqnr_db(item: ProbeComparison) -> float:

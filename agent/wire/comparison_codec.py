@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -121,7 +122,7 @@ def _probe_comparison_in(message: pb.ProbeComparison) -> ProbeComparison:
     for name in ("mismatched", "nonfinite"):
         if getattr(message, name) > message.n:
             raise WireError(f"probe {probe.name}: {name} {getattr(message, name)} exceeds its {message.n} requests")
-    sums = {name: float(getattr(message, name)) for name in _SUMS}
+    sums: dict[str, Any] = {name: float(getattr(message, name)) for name in _SUMS}
     for name, value in sums.items():
         if value < 0 and name != "cross" and math.isfinite(value):
             raise WireError(f"probe {probe.name}: {name} is negative")

@@ -12,7 +12,7 @@ _STATUSES: dict[HeartbeatStatus, pb.HeartbeatStatus.ValueType] = {
     "refused": pb.REFUSED,
 }
 _STATUS_NAMES: dict[int, HeartbeatStatus] = {number: status for status, number in _STATUSES.items()}
-_COUNTS = ("requests", "sampled", "replayed", "rejected", "dropped")
+_COUNTS = ("requests", "sampled", "replayed", "rejected", "dropped", "held")
 _MOST = (1 << 63) - 1
 
 

@@ -93,8 +93,20 @@ class Heartbeat:
     """With content that cannot be read or run."""
     dropped: int = 0
     """Lost for want of room or time."""
+    held: int = 0
+    """Observed, and held back for a larger group, told of later or not."""
     waiting_since_ms: int | None = None
     """Start of the oldest window that the broker has not acknowledged; None where it has all."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Behind:
+    """How a probe's signal, power and noise are spread over its requests; both of shape (3,)."""
+
+    requests: NDArray[np.int64]
+    """Requests that add to the sum."""
+    squares: NDArray[np.float64]
+    """Sum of the squares of what each request adds."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -123,6 +135,8 @@ class ProbeComparison:
     only_served_active: NDArray[np.int64]
     """Shape (channels,): requests with any positive element on the served side only; empty without channels."""
     only_baseline_active: NDArray[np.int64]
+    behind: Behind | None = None
+    """For the agent's decision how finely the sums may be told; in no message."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

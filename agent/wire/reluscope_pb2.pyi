@@ -172,6 +172,7 @@ class Heartbeat(_message.Message):
     REJECTED_FIELD_NUMBER: _builtins.int
     DROPPED_FIELD_NUMBER: _builtins.int
     WAITING_SINCE_UNIX_MS_FIELD_NUMBER: _builtins.int
+    HELD_FIELD_NUMBER: _builtins.int
     at_unix_ms: _builtins.int
     """the agent's clock as the message is handed to Kafka"""
     status: Global___HeartbeatStatus.ValueType
@@ -195,6 +196,10 @@ class Heartbeat(_message.Message):
     """lost for want of room or time"""
     waiting_since_unix_ms: _builtins.int
     """start of the oldest window that the broker has not acknowledged; 0 for none"""
+    held: _builtins.int
+    """Of those replayed, observed and held back for a larger group (--min-group), told of later or not: they are seen, though no
+    window says so.
+    """
     def __init__(
         self,
         *,
@@ -209,10 +214,11 @@ class Heartbeat(_message.Message):
         rejected: _builtins.int = ...,
         dropped: _builtins.int = ...,
         waiting_since_unix_ms: _builtins.int = ...,
+        held: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_unix_ms", b"at_unix_ms", "dropped", b"dropped", "interval_ms", b"interval_ms", "rejected", b"rejected", "replayed", b"replayed", "requests", b"requests", "sample_rate", b"sample_rate", "sampled", b"sampled", "status", b"status", "waiting_since_unix_ms", b"waiting_since_unix_ms", "window_ms", b"window_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_unix_ms", b"at_unix_ms", "dropped", b"dropped", "held", b"held", "interval_ms", b"interval_ms", "rejected", b"rejected", "replayed", b"replayed", "requests", b"requests", "sample_rate", b"sample_rate", "sampled", b"sampled", "status", b"status", "waiting_since_unix_ms", b"waiting_since_unix_ms", "window_ms", b"window_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

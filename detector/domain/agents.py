@@ -122,9 +122,13 @@ def _state_of(own: Sequence[AgentState], of_model: Sequence[AgentState]) -> Vers
 
 
 def _missed(own: Sequence[AgentState]) -> bool:
-    """Whether one that was alive when the last of the others said farewell fell silent without a word."""
+    """Whether one that was alive when the last of the others said farewell fell silent without a word.
+
+    Not one that could not load the version: it told so while it lived, and observed nothing that is missed now.
+    """
     farewell = max((one.heard_at for one in own if one.state == "stopped"), default=None)
-    return any(one.state == "silent" and (farewell is None or one.alive_until > farewell) for one in own)
+    silent = [one for one in own if one.state == "silent" and not one.refused]
+    return any(farewell is None or one.alive_until > farewell for one in silent)
 
 
 def _superseded(own: Sequence[AgentState], of_model: Sequence[AgentState]) -> bool:

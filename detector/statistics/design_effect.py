@@ -9,6 +9,10 @@ With few windows the estimate is poor, so it is drawn towards 1 with the weight 
 upper confidence bound is used: never below 1, 2.05 where a single window says nothing, 1.65 after three windows
 without any excess, 1.2 after twenty. Blocks of 2, 4, 8, ... windows are compared too: a mood of the traffic that lasts
 for many windows makes blocks differ by more than windows, and a stream of evidence as much slower.
+
+Whether a request activates a channel may hang together far more than how strongly it does, as where one customer's
+requests never do and another's always: the shares of zeros are therefore also looked at by themselves, channel by
+channel, and no channel's effect is below theirs.
 Sources: the quasi-likelihood of McCullagh and Nelder (1989), section 4.5; batch means for the long-run variance.
 """
 
@@ -120,6 +124,7 @@ class _Level:
     def __init__(self, size: int, shape: tuple[int, ...]) -> None:
         self.size, self.blocks = size, 0
         self.squares, self.n, self.used = np.zeros(shape), np.zeros(shape[0]), np.zeros(shape[0])
+        self.zeros = np.zeros(shape[0])
         self._counts, self._requests, self._held = np.zeros(shape), np.zeros(shape[0]), 0
 
     def add(self, counts: Floats, n: Floats) -> None:
@@ -129,6 +134,7 @@ class _Level:
         if self._held == self.size:
             self.squares += self._counts**2 / np.maximum(self._requests, 1)[:, None]
             self.n += self._requests
+            self.zeros += self._counts[:, 0]
             self.used += self._requests > 0
             self.blocks += 1
             self._counts, self._requests, self._held = np.zeros_like(self._counts), np.zeros_like(self._requests), 0
@@ -141,6 +147,16 @@ class _Level:
         statistic = np.where(occupied, self.squares / np.where(occupied, share, 1), 0).sum(axis=1) - self.n
         freedom = np.maximum(self.used - 1, 0) * np.maximum(occupied.sum(axis=1) - 1, 0)
         return np.where(freedom > 0, statistic, 0.0), freedom
+
+    def of_zeros(self, cells: Floats) -> tuple[Floats, Floats]:
+        """The same of blocks x (zero or not)."""
+        share = cells[:, 0] / np.maximum(cells.sum(axis=1), 1)
+        mixed = (share > 0) & (share < 1)
+        squares = self.squares[:, 0]
+        others = self.n - 2 * self.zeros + squares  # sum (n - x)^2 / n
+        zero, rest = squares / np.where(mixed, share, 1), others / np.where(mixed, 1 - share, 1)
+        freedom = np.where(mixed, np.maximum(self.used - 1, 0), 0.0)
+        return np.where(freedom > 0, zero + rest - self.n, 0.0), freedom
 
 
 def estimate(pooled: Summary, windows: Iterable[Summary]) -> DesignEffect:
@@ -158,11 +174,9 @@ def _of_levels(cells: Floats, levels: Sequence[_Level], windows: int, requests_p
     caution = layer / drawn(whole, known)
     values = (CHANNEL_PRIOR * layer + statistic) / (CHANNEL_PRIOR + freedom)
     # Where windows resemble their neighbours, many say as little as few, and blocks differ by more than windows.
-    longer = max(
-        (caution * drawn(*_pooled(*level.ratios(cells))) for level in levels[1:] if level.blocks >= MIN_BLOCKS),
-        default=layer,
-    )
-    values = np.maximum(np.maximum(layer, values) * max(1.0, longer / layer), 1.0)
+    longer = _growth([_pooled(*level.ratios(cells)) for level in levels if level.blocks >= MIN_BLOCKS])
+    values = np.maximum(np.maximum(layer, values) * longer, 1.0)
+    values = np.maximum(values, caution * _of_zeros(cells, levels))
     return DesignEffect(values, whole, windows, requests_per_window)
 
 
@@ -172,6 +186,29 @@ def _pooled(statistic: Floats, freedom: Floats) -> tuple[float, float]:
     if not usable.any():
         return 1.0, 0.0
     return float(statistic[usable].sum() / freedom[usable].sum()), float(freedom[usable].mean())
+
+
+def _of_zeros(cells: Floats, levels: Sequence[_Level]) -> Floats:
+    """Of each channel's share of zeros: its own ratio, drawn towards that of all; all tell how it grows with blocks."""
+    statistic, freedom = levels[0].of_zeros(cells)
+    layer = drawn(*_pooled(statistic, freedom))
+    grown = _growth([_pooled(*level.of_zeros(cells)) for level in levels if level.blocks >= MIN_BLOCKS])
+    return np.asarray((CHANNEL_PRIOR * layer + statistic) / (CHANNEL_PRIOR + freedom) * grown, np.float64)
+
+
+def _growth(ratios: Sequence[tuple[float, float]]) -> float:
+    """How much larger the effect of blocks may be than that of windows, which come first; at least 1.
+
+    There are few long blocks, so what they say is drawn towards what blocks half as long say. Drawn towards 1 instead,
+    moods of many windows would hide in a reference of less than many dozens of them.
+    """
+    if not ratios:
+        return 1.0
+    shorter = windows = largest = drawn(*ratios[0])
+    for value, freedom in ratios[1:]:
+        shorter = (PRIOR * shorter + freedom * value) / (PRIOR + freedom)
+        largest = max(largest, shorter)
+    return largest / windows
 
 
 def drawn(value: float, freedom: float) -> float:

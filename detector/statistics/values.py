@@ -17,6 +17,9 @@ from agent.summary.histogram import Floats, Ints
 from detector.statistics.proportions import Shift, beyond
 from detector.statistics.reference_error import SLACK, of_the_unchanged, root_of_the_unchanged
 
+NOTHING = 1e-7
+"""A statistic that is called no evidence at all; with one degree of freedom it is exceeded with a chance of .9997."""
+
 
 def chi_squared(
     reference: Floats, current: Floats, bins: Ints, min_effect: float, design_effect: Floats, risk: float
@@ -59,8 +62,14 @@ def chi_squared(
 
 
 def ncx2_tail(statistic: Floats, freedom: Ints, noncentrality: Floats) -> Floats:
-    """P(noncentral chi-squared >= statistic), clipped into [0, 1]: far tails may round to just outside."""
-    tail = np.asarray(ncx2.sf(statistic, freedom, noncentrality), np.float64)
+    """P(noncentral chi-squared >= statistic), clipped into [0, 1]: far tails may round to just outside.
+
+    1 below `NOTHING`, where the library raises OverflowError for a noncentrality above 340.
+    """
+    tail = np.ones(np.broadcast(statistic, freedom, noncentrality).shape)
+    some = np.broadcast_to(statistic >= NOTHING, tail.shape)
+    at = (np.broadcast_to(one, tail.shape)[some] for one in (statistic, freedom, noncentrality))
+    tail[some] = ncx2.sf(*at)
     return np.clip(np.nan_to_num(tail, nan=1.0), 0.0, 1.0)
 
 

@@ -70,17 +70,25 @@ def _source_key(version_id: int, agent_id: str, body: Comparison) -> SourceKey:
 
 
 def _source_ids(connection: Connection, keys: Iterable[SourceKey]) -> dict[SourceKey, int]:
-    wanted = sorted(set(keys))
-    statement = upsert_into(comparison_sources).on_conflict_do_nothing()
-    connection.execute(statement, [dict(zip(_SOURCE, key, strict=True)) for key in wanted])
-    table = comparison_sources.c
-    rows = connection.execute(select(comparison_sources).where(table.model_version_id.in_({key[0] for key in wanted})))
+    wanted = set(keys)
+    known = _known_sources(connection, wanted)
+    # Only what is new: an insert that meets a conflict takes an id all the same, and they would run out.
+    if fresh := sorted(wanted - known.keys()):
+        statement = upsert_into(comparison_sources).on_conflict_do_nothing()
+        connection.execute(statement, [dict(zip(_SOURCE, key, strict=True)) for key in fresh])
+        known = _known_sources(connection, wanted)
+    return known
+
+
+def _known_sources(connection: Connection, keys: Iterable[SourceKey]) -> dict[SourceKey, int]:
+    """Of the same model versions, asked for or not."""
+    versions = comparison_sources.c.model_version_id.in_({key[0] for key in keys})
     return {
         (
             row.model_version_id, row.kind, row.baseline, row.baseline_digest, row.reference, row.provider,
             row.agent_id,
         ): row.id
-        for row in rows
+        for row in connection.execute(select(comparison_sources).where(versions))
     }  # fmt: skip
 
 

@@ -29,7 +29,7 @@ _SLACK_SECONDS = 15.0
 _WINDOWS = 3
 Key = tuple[str, str, str, str]
 _KEY = ("agent_id", "model", "version", "digest")
-_COUNTS = ("requests", "sampled", "replayed", "rejected", "dropped")
+_COUNTS = ("requests", "sampled", "replayed", "rejected", "dropped", "held")
 _STATES = text("SELECT * FROM agent_states_at(:at) WHERE heard_at > :oldest ORDER BY model, version, digest, agent_id")
 _OF_VERSION = text("SELECT * FROM agent_states_at(:at) WHERE model_version_id = :id")
 _CROWDED = text(
@@ -117,7 +117,7 @@ def _known(connection: Connection, keys: set[Key]) -> dict[Key, dict[str, Any]]:
 
 
 def _blank(envelope: Envelope, at: datetime, limits: AgentLimits) -> dict[str, Any]:
-    none = ("last_window_at", "interval_seconds", "waiting_since", "waiting_moved_at", "clock_error_seconds")
+    none = ("last_window_at", "interval_seconds", "waiting_since", "waiting_moved_at", "clock_error_seconds", "held_at")
     zero = ("boot_epoch", "seq", "sample_rate", *_COUNTS, "requests_then", "sampled_then")
     return {
         **dict(zip(_KEY, _key(envelope), strict=True)),
@@ -138,9 +138,11 @@ def _beat(row: dict[str, Any], envelope: Envelope, body: Heartbeat, told: Heard,
         return
     if not again:
         # Another start of the agent, whose counts begin anew: what it missed before is no fault of this one.
-        row |= {"since": max(row["since"], told.at), "requests_then": 0, "sampled_then": 0}
+        row |= {"since": max(row["since"], told.at), "requests_then": 0, "sampled_then": 0, "held": 0}
     elif row["status"] != body.status:
         row |= {"since": max(row["since"], told.at), "requests_then": body.requests, "sampled_then": body.sampled}
+    if body.held > row["held"]:  # it sees its requests, too few of them for a window
+        row |= {"held_at": told.at, "requests_then": body.requests, "sampled_then": body.sampled}
     interval, window = body.interval_ms / 1000, body.window_ms / 1000
     waiting = None if body.waiting_since_ms is None else moment(body.waiting_since_ms)
     if waiting != row["waiting_since"]:

@@ -191,12 +191,18 @@ def _version_ids(connection: Connection, envelopes: Iterable[Envelope]) -> dict[
         key = _version_key(envelope)
         first[key] = min(at, first.get(key, at))
     table = model_versions
-    connection.execute(
-        insert(table).on_conflict_do_nothing(),
-        [{"model": key[0], "version": key[1], "digest": key[2], "first_seen": first[key]} for key in sorted(first)],
-    )
     columns = (table.c.model, table.c.version, table.c.digest)
-    rows = connection.execute(select(table.c.id, table.c.first_seen, *columns).where(tuple_(*columns).in_(list(first))))
+    query = select(table.c.id, table.c.first_seen, *columns).where(tuple_(*columns).in_(list(first)))
+    rows = connection.execute(query).all()
+    known = {(row.model, row.version, row.digest) for row in rows}
+    # Only what is new: an insert that meets a conflict takes an id all the same, and they would run out.
+    fresh = [
+        {"model": key[0], "version": key[1], "digest": key[2], "first_seen": first[key]}
+        for key in sorted(first.keys() - known)
+    ]
+    if fresh:
+        connection.execute(insert(table).on_conflict_do_nothing(), fresh)
+        rows = connection.execute(query).all()
     ids: dict[VersionKey, int] = {}
     for row in sorted(rows, key=lambda row: row.id):
         key = (row.model, row.version, row.digest)

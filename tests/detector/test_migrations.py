@@ -20,7 +20,7 @@ from detector.store.tables import metadata
 from tests.detector.builders import MINUTE, START, compared, comparing, same, summary, window
 from tests.detector.samples import NOW, check, finding
 
-NEWEST = "0009"
+NEWEST = "0010"
 VIEWS = {
     "layer_health", "dead_channels", "drift_findings", "alert_timeline",
     "model_comparisons", "probe_agreement", "paired_findings", "agent_health", "fleet_findings", "agent_states",
@@ -171,11 +171,11 @@ def test_the_command_goes_up_checks_and_goes_down(url: str) -> None:
     assert run(url=url) == (0, f"the schema is at {NEWEST} already\n")
     assert run("--check", url=url)[0] == 0
     assert run("--down", "base", url=url) == (0, f"migrated the schema from {NEWEST} to base\n")
-    assert run("--check", url=url) == (1, "Error: the schema is at base, the newest is 0009: run `reluscope migrate`\n")
-    assert run(url=url) == (0, "migrated the schema from base to 0009\n")
-    assert run(url=url) == (0, "the schema is at 0009 already\n")
+    assert run("--check", url=url) == (1, "Error: the schema is at base, the newest is 0010: run `reluscope migrate`\n")
+    assert run(url=url) == (0, "migrated the schema from base to 0010\n")
+    assert run(url=url) == (0, "the schema is at 0010 already\n")
     assert run("--check", url=url)[0] == 0
-    assert run("--down", "base", url=url) == (0, "migrated the schema from 0009 to base\n")
+    assert run("--down", "base", url=url) == (0, "migrated the schema from 0010 to base\n")
     code, output = run("--down", "nonsense", url=url)
     assert code == 1
     assert "nonsense" in output

@@ -139,7 +139,8 @@ class Fleet:
         self.store.close()
 
     def _publish(self, pod: Pod) -> None:
-        self.log[int(pod.version) % PARTITIONS].extend(pod.deliver(self.now))
+        for message in pod.deliver(self.now):
+            self.log[int(wire.decode(message).version) % PARTITIONS].append(message)
 
     # The detector
 

@@ -14,6 +14,7 @@ from agent.delivery.heartbeats import Heartbeats, Rhythm, Standing
 from tests.detector.fakes import probe, rectified, summarise
 
 PROBES = (probe("image", 0, 1, "input"), probe("relu", 1, 2))
+CARRY = timedelta(days=1)
 RATE = 0.5
 """Share of requests that agents sample."""
 
@@ -34,11 +35,20 @@ class Pod:
     outbox: list[bytes] = field(default_factory=list)
     pace: int | None = None
     """Messages that it delivers in a step; all where None."""
+    group: int = 1
+    """Fewer requests than this wait for more, for a day at most."""
+    thinned: float = 1.0
+    """By how much budgets lower the sampling rate below the configured one."""
+    drained: bool = False
+    """True for one that gets no traffic any more."""
+    refuses: bool = False
+    """True for one that cannot load the version."""
     sent: int = 0
     """Requests in its windows."""
     _seq: int = 0
     _counts: dict[str, int] = field(default_factory=dict)
-    _serving: bool = True
+    _held: list[datetime] = field(default_factory=list)
+    """When those that wait for more came."""
 
     @property
     def digest(self) -> str:
@@ -55,9 +65,9 @@ class Pod:
             self.name,
             1,
             rhythm,
-            lambda: [Standing("digits", self.version, self.digest)],
+            lambda: [Standing("digits", self.version, "" if self.refuses else self.digest)],
             lambda model, version: self._counts,
-            lambda key: self.outbox[0] if self.outbox else None,
+            self._oldest,
             clock_ms=lambda: self._ms(self.now),
             monotonic=lambda: self.now.timestamp(),
         )
@@ -65,7 +75,14 @@ class Pod:
     def deploy(self, now: datetime) -> None:
         """Announces itself."""
         self.now = now
+        if self.refuses:
+            return
         self._post(wire.Deployment(self._ms(now), PROBES, (), "CPUExecutionProvider"))
+
+    def change(self, version: str, now: datetime) -> None:
+        """Another version takes the place of the one that it serves."""
+        self.version, self._counts, self._held = version, {}, []
+        self.deploy(now)
 
     def serve(self, now: datetime, requests: int, rng: np.random.Generator) -> None:
         """The step that ends now: so many sampled requests, each its own draw of one law, become a window.
@@ -73,13 +90,26 @@ class Pod:
         Windows are aligned to the pod's own clock.
         """
         self.now = now
-        arrived = self._count(requests)
-        if not arrived or not self.replays:
+        arrived = 0 if self.drained else self._count(requests)
+        if not arrived or not self.replays or self.refuses:
             return
         self._counts["replayed"] = self._counts.get("replayed", 0) + arrived
         length = int(self.step.total_seconds() * 1000)
         end = self._ms(now) // length * length
-        self._window(end - length, length, arrived, rng)
+        if n := self._group(arrived):
+            self._window(end - length, length, n, rng)
+
+    def _group(self, arrived: int) -> int:
+        """How many requests leave with those that have arrived; none while they are too few."""
+        if self._held and self.now - self._held[0] > CARRY:
+            self._held.clear()
+        self._held += [self.now] * arrived
+        if len(self._held) < self.group:
+            self._counts["held"] = self._counts.get("held", 0) + arrived
+            return 0
+        n = len(self._held)
+        self._held.clear()
+        return n
 
     def _window(self, start: int, length: int, n: int, rng: np.random.Generator) -> None:
         image, relu = summarise(rectified(rng, n, 1, zeros=0)), summarise(rectified(rng, n, 2))
@@ -108,7 +138,7 @@ class Pod:
         return [wire.encode(envelope) for envelope in made]
 
     def _count(self, sampled: int) -> int:
-        for what, n in (("requests", int(sampled / RATE)), ("sampled", sampled)):
+        for what, n in (("requests", int(sampled / RATE * self.thinned)), ("sampled", sampled)):
             self._counts[what] = self._counts.get(what, 0) + n
         return sampled
 
@@ -116,6 +146,10 @@ class Pod:
         self._seq += 1
         envelope = wire.Envelope(self.name, 1, self._seq, "digits", self.version, self.digest, body)
         self.outbox.append(wire.encode(envelope))
+
+    def _oldest(self, key: str) -> bytes | None:
+        """Of the messages that wait under a Kafka key."""
+        return next((one for one in self.outbox if wire.decode(one).key == key), None)
 
     def _ms(self, at: datetime) -> int:
         return round((at + self.clock_error).timestamp() * 1000)

@@ -31,7 +31,7 @@ class Population:
     layers: Mapping[str, Pooled]
     """By probe; arrays of shape (requests, channels)."""
     classes: Classes
-    """0 or 1 by request: two kinds of requests whose mix a mood or the hour may change."""
+    """By request, from 0 on: kinds of requests whose mix a mood, a block or the hour may change."""
 
     @property
     def size(self) -> int:
@@ -152,6 +152,20 @@ def two_kinds(rng: Rng) -> Population:
         factor = np.where(rng.random(channels) < 0.5, rng.uniform(0.6, 1.4, channels), 1.0)
         changed = np.where(classes[:, None] == 1, factor, 1.0)
         return np.clip(fraction * changed, 0, 1), strength * changed
+
+    return _population(rng, mixed, classes)
+
+
+def customers(rng: Rng, count: int = 40) -> Population:
+    """So many customers: each activates some channels always and others never, the rest at a level of its own."""
+    classes = rng.integers(count, size=REQUESTS)
+    classes[:count] = np.arange(count)
+
+    def mixed(n: int, channels: int) -> tuple[Floats, Floats]:
+        fraction, strength = _columns(rng, n, channels)
+        level = rng.gamma(2.0, 0.5, (count, channels))
+        on = rng.random((count, channels)) < 0.7
+        return np.where(on[classes], fraction * np.minimum(level[classes], 1), 0.0), strength * level[classes]
 
     return _population(rng, mixed, classes)
 

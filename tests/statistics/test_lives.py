@@ -31,6 +31,17 @@ def test_a_life_on_which_nothing_happens_raises_nothing(null: Null) -> None:
     assert found.largest < QUIET
 
 
+@pytest.mark.parametrize(("block", "reference_hours"), [(50, 0), (300, 100)])
+def test_customers_who_come_in_blocks_hardly_ever_page(block: int, reference_hours: int) -> None:
+    """A customer's requests activate a channel all or none, so its zeros hang together far more than its values do.
+
+    With an effect averaged over zeros and values these lives had a dozen alarms each, where fewer than one is allowed.
+    """
+    null = Null("blocks", populations.customers, Traffic(block=block), reference_hours)
+    (found,) = live([null], models=16, batches=100, workers=1, seed=2)
+    assert found.keeps_budget, found.alarms
+
+
 def test_every_life_has_laws_of_its_own() -> None:
     first, second = (populations.anything(np.random.default_rng(seed)) for seed in (0, 1))
     assert not np.allclose(first.layers["conv"].fraction.mean(axis=0), second.layers["conv"].fraction.mean(axis=0))

@@ -31,6 +31,8 @@ class Traffic:
     """Correlation of the moods of neighbouring windows."""
     daily: float = 0.0
     """Swing of that share, and of half the number of requests, over a day."""
+    block: int = 0
+    """Mean requests of a block, all of one of the population's classes, drawn anew for each; 0 for no blocks."""
 
     def windows(self, population: Population, rng: Rng, start: int = 0) -> _Windows:
         return _Windows(self, population, rng, start)
@@ -41,7 +43,8 @@ class _Windows:
 
     def __init__(self, traffic: Traffic, population: Population, rng: Rng, hour: int) -> None:
         self._traffic, self._rng, self._hour = traffic, rng, hour
-        self._classes = [np.flatnonzero(population.classes == one) for one in (0, 1)]
+        self._classes = [np.flatnonzero(population.classes == one) for one in range(population.classes.max() + 1)]
+        self._left, self._one = 0, 0
         self._size, self._mood = population.size, rng.normal()
 
     def __next__(self) -> Ints:
@@ -50,15 +53,25 @@ class _Windows:
         n = round(traffic.requests * (1 + traffic.daily * height))
         self._hour += 1
         self._mood = traffic.memory * self._mood + np.sqrt(1 - traffic.memory**2) * rng.normal()
+        if traffic.block:
+            return np.asarray([rng.choice(self._classes[self._customer()]) for _ in range(n)], np.int64)
         if traffic.mood or traffic.daily:
             share = np.clip(0.5 + traffic.mood * self._mood + traffic.daily * height / 2, 0, 1)
-            drawn = np.where(rng.random(n) < share, *(rng.choice(one, n) for one in reversed(self._classes)))
+            drawn = np.where(rng.random(n) < share, *(rng.choice(one, n) for one in reversed(self._classes[:2])))
         else:
             drawn = rng.integers(self._size, size=n)
         if traffic.session > 1:
             first = np.repeat(drawn[:: traffic.session], traffic.session)[:n]
             drawn = np.where(rng.random(n) < 0.5, first, drawn)
         return np.asarray(drawn, np.int64)
+
+    def _customer(self) -> int:
+        """Whose the next request is."""
+        if not self._left:
+            self._left = int(self._rng.geometric(1 / self._traffic.block))
+            self._one = int(self._rng.integers(len(self._classes)))
+        self._left -= 1
+        return self._one
 
 
 class Capture:

@@ -142,4 +142,6 @@ heartbeats = Table(
     time("waiting_since", null=True),
     time("waiting_moved_at", null=True),
     Column("clock_error_seconds", Double),
+    *numbers(BigInteger, "held"),
+    time("held_at", null=True),
 )

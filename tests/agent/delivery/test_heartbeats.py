@@ -131,6 +131,16 @@ def test_they_say_what_waits_in_the_outbox_and_when_it_is_through(agent: Agent) 
     assert agent.beat() == []
 
 
+def test_a_farewell_while_a_window_waits_makes_no_storm(agent: Agent) -> None:
+    envelope = wire.Envelope("pod-1", 1, 0, "digits", "1", "d1", wire.Window(120_000, 180_000, ()))
+    agent.outbox.append(envelope.key, lambda seq: wire.encode(envelope))
+    assert agent.beat() == [("1", "serving")]
+    agent.serving = [V2]
+    assert agent.beat() == [("1", "stopped"), ("2", "serving")]
+    agent.outbox.acknowledge([item.rowid for item in agent.outbox.pending(9)])
+    assert [agent.beat() for _ in range(3)] == [[], [], []]
+
+
 @pytest.fixture
 def published(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
     """Publishers send the agent's heartbeats, too."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, get_args
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -13,15 +15,21 @@ from agent.delivery.small_comparisons import WHOLE, PassedComparison, SmallCompa
 from agent.delivery.small_groups import MinGroup, WithheldReason
 from agent.delivery.versions import Version
 from agent.metrics import WITHHELD_REASONS
+from agent.paired.sums import compare
 from tests.agent.comparisons import PROBES, comparison, probe_comparison
 
 VERSION = ("digits", "2", "ab")
 BY_NAME = {probe.name: probe for probe in PROBES}
 
 
+def alike(n: int) -> wire.Behind:
+    """Of requests that each add the same."""
+    return wire.Behind(np.full(3, n), np.array([100.0, 101.0, 1.0]) ** 2 / n)
+
+
 def compared(number: int, n: int, probes: dict[str, int], **changed: Any) -> wire.Comparison:
     """Window ``number`` of a second each."""
-    items = tuple(probe_comparison(BY_NAME[name], n=many) for name, many in probes.items())
+    items = tuple(probe_comparison(BY_NAME[name], n=many, behind=alike(many)) for name, many in probes.items())
     span = {"start_ms": number * 1000 + 1000, "end_ms": number * 1000 + 2000}
     return comparison(n=n, top1_n=n, top1_agree=0, probes=items, **{**span, **changed})
 
@@ -59,10 +67,53 @@ def test_sums_add_up_and_the_largest_error_is_told_to_its_bucket() -> None:
     [item] = body.probes
     assert (item.signal, item.elements, item.only_served_active.tolist()) == (200.0, 200, [0, 2, 4])
     assert item.max_abs_error == 0.5, "the end of its own bucket"
-    exact = probe_comparison(n=30, max_abs_error=0.777)
+    exact = probe_comparison(n=30, max_abs_error=0.777, behind=alike(30))
     body = pass_on(small, VERSION, comparison(n=30, probes=(exact,))).comparison
     assert body is not None
     assert 0.777 < body.probes[0].max_abs_error < 0.777 * 1.045
+
+
+@pytest.mark.parametrize(
+    ("served", "baseline"),
+    [
+        ([0.73], [0.74]),  # of a layer that is zero for all requests but one
+        ([0.73, 0.0], [0.0, 0.51]),
+        ([0.73, *[1e-9] * 24], [0.74, *[1e-9] * 24]),  # of a classifier that is sure of other classes
+        ([0.73, *[0.3, 0.2] * 12], [0.0, *[0.3, 0.2] * 12]),  # of versions that differ at one request
+        ([0.73, *[0.3, 0.2] * 12], [-0.73, *[0.3, 0.2] * 12]),
+    ],
+)
+def test_sums_that_one_request_makes_are_told_to_a_bucket(served: list[float], baseline: list[float]) -> None:
+    rows = 25
+    s, b = (np.array([*side, *[0.0] * (rows - len(side))])[:, np.newaxis] for side in (served, baseline))
+    probe = wire.Probe("out", "Relu", "out", 1, 1, "output", 1, True)
+    halves = [compare(probe, s[part], b[part], None).sums for part in (slice(0, 10), slice(10, rows))]
+    small = SmallComparisons(MinGroup(20))
+    assert pass_on(small, VERSION, comparison(n=10, probes=(halves[0],))).comparison is None
+    body = pass_on(small, VERSION, comparison(n=15, probes=(halves[1],))).comparison
+    assert body is not None
+    [item] = body.probes
+    exact = wire.merge_probes(*halves)
+    for name in ("signal", "power", "noise", "cross"):
+        told, true = getattr(item, name), getattr(exact, name)
+        assert told != true or true == 0, name
+        if name != "cross":
+            assert told == pytest.approx(true, rel=2 ** (1 / 16) - 1), name
+    apart = exact.power - exact.signal
+    assert apart == 0 or item.power - item.signal != pytest.approx(apart, rel=1e-6)
+    assert wire.sqnr_db(item) == pytest.approx(wire.sqnr_db(exact), abs=0.4)
+    assert wire.cosine(item) == pytest.approx(wire.cosine(exact), abs=0.05)
+
+
+def test_sums_of_enough_requests_are_exact_and_those_of_unknown_ones_are_not() -> None:
+    values = np.random.default_rng(0).normal(size=(25, 8))
+    probe = wire.Probe("out", "Relu", "out", 8, 1, "output", 1, True)
+    sums = compare(probe, values, values + np.random.default_rng(1).normal(size=values.shape), None).sums
+    for item, exact in ((sums, True), (replace(sums, behind=None), False)):
+        body = pass_on(SmallComparisons(MinGroup(20)), VERSION, comparison(n=25, probes=(item,))).comparison
+        assert body is not None
+        assert (body.probes[0].signal == sums.signal) is exact
+        assert wire.sqnr_db(body.probes[0]) == pytest.approx(wire.sqnr_db(sums), abs=0.4)
 
 
 def test_what_was_not_delivered_is_weighed_again() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import reduce
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,8 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent import summary
+from agent.delivery.outbox import Outbox
+from agent.delivery.sender import Sender
 from agent.delivery.small_groups import MinGroup, Passed, SmallWindows
 from agent.delivery.windowing import ClosedWindow, Slot
+from agent.metrics import AgentMetrics
 from agent.summary import Summary
 from agent.wire import Probe
 
@@ -161,3 +165,13 @@ def test_every_request_leaves_once_in_company_or_is_counted(
         assert all(passed.carried[name] == sized[name] for name in passed.carried)
     withheld += sum(sum(one.requests.values()) for one in small.withhold("stopping", lambda version: True))
     assert told + withheld == came
+
+
+def test_heartbeats_tell_what_is_held_back(tmp_path: Path) -> None:
+    """So that an agent with little to tell of is not taken for one that sees nothing."""
+    metrics = AgentMetrics()
+    sender = Sender(Outbox(tmp_path / "outbox.db", 1 << 20), "pod-1", 1 << 20, metrics=metrics)
+    sender.windows([window(0, a=7, b=5), window(1, a=9)])
+    assert metrics.tally("m", "1").read()["held"] == 7 + 9
+    sender.windows([window(2, a=20)])
+    assert metrics.tally("m", "1").read()["held"] == 7 + 9, "what leaves is not held back"

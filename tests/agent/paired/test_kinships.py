@@ -157,6 +157,30 @@ def test_one_request_among_zeros_is_told_no_finer_than_its_bucket() -> None:
     assert (np.abs(told.product / (x * y).sum(axis=0) - 1) > 1e-4).all()
 
 
+def test_one_request_that_outweighs_the_others_is_told_no_finer_than_its_bucket() -> None:
+    values = np.full((LEAST_GROUP, 1), 1e-9)
+    values[7] = 0.73211
+    sums = KinshipSums(LEAST_GROUP)
+    sums.add({"relu": values}, {"relu": np.ones_like(values)})
+    (told,) = sums.take()
+    assert 1e-3 < abs(told.served[0] / 0.73211 - 1) < 0.03
+    assert 1e-3 < abs(told.served_sq[0] / 0.73211**2 - 1) < 0.06
+
+
+def test_one_request_on_which_the_versions_differ_is_not_told_by_the_difference() -> None:
+    """As where the new version cuts off at 6 what the former let through."""
+    former = np.random.default_rng(0).uniform(1, 5, size=(LEAST_GROUP, 2))
+    former[7] = 7.3319, 6.5
+    served = np.minimum(former, 6)
+    sums = KinshipSums(LEAST_GROUP)
+    sums.add({"relu": served}, {"relu": former})
+    (told,) = sums.take()
+    np.testing.assert_allclose(told.former, former.sum(axis=0))
+    for ours, true in ((told.served, served), (told.served_sq, served**2), (told.product, served * former)):
+        assert (np.abs(ours - true.sum(axis=0)) > 1e-3).all()
+        np.testing.assert_allclose(ours, true.sum(axis=0), rtol=0.03)
+
+
 def test_without_a_former_version_or_with_the_option_off_nothing_is_kept(tmp_path: Path) -> None:
     for folder, former, wanted in (("a", None, 100), ("b", small_cnn(), 0)):
         (tmp_path / folder).mkdir()

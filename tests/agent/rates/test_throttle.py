@@ -108,3 +108,24 @@ def test_replay_plans_with_what_other_work_leaves_but_not_less_than_its_own_part
             parts.duty.charge("calibration", OTHER, share)
             parts.tick()
         assert 0.8 * expected < parts.sampler.rate <= expected
+
+
+def test_a_version_that_has_gone_has_no_rate_any_more() -> None:
+    """A gauge that nobody sets again would say for ever what once was; and new versions come every day."""
+    parts = Parts(0.25)
+    parts.arrive(10, 0.001)
+    parts.arrive(10, 0.001, OTHER)
+    parts.tick()
+    parts.samplers.keep([OTHER])
+    parts.tick()
+    told = {
+        sample.labels["model"]
+        for family in parts.metrics.registry.collect()
+        for sample in family.samples
+        if sample.name == "reluscope_agent_model_sample_ratio"
+    }
+    assert told == {"other"}
+    parts.arrive(10, 0.001)
+    parts.tick()
+    parts.samplers.keep([])
+    parts.tick()

@@ -73,7 +73,7 @@ RUNNING = "[ONNXRuntimeError] : 2 : INVALID_ARGUMENT : Non-zero status code retu
         (
             RUNNING.format("Reshape") + "Status Message: /onnxruntime_src/reshape_helper.h:91 The input tensor cannot "
             "be reshaped to the requested shape. Input shape:{2,3}, requested shape:{987654321}\n",
-            "INVALID_ARGUMENT in Reshape node 'n1'; Input shape:{2,3}",
+            "INVALID_ARGUMENT in Reshape node 'n1'",
         ),
         (
             RUNNING.format("Tile") + "Status Message: Tile repeat value must be non-negative, got: -987654321",
@@ -82,7 +82,7 @@ RUNNING = "[ONNXRuntimeError] : 2 : INVALID_ARGUMENT : Non-zero status code retu
         (
             RUNNING.format("Add") + "Status Message: Attempting to broadcast an axis by a dimension other than 1. 3 by "
             "5\n",
-            "INVALID_ARGUMENT in Add node 'n1'; Attempting to broadcast an axis by a dimension other than 1. 3 by 5",
+            "INVALID_ARGUMENT in Add node 'n1'; Attempting to broadcast an axis by a dimension other than 1",
         ),
         ("secret-0815 and 987654321", "RuntimeError"),
     ],
@@ -95,7 +95,7 @@ def test_a_fault_of_the_request_is_told_without_its_values(text: str, told: str)
 
 def test_a_lack_of_memory_is_told_with_its_size() -> None:
     text = RUNNING.format("Conv") + "Status Message: Failed to allocate memory for requested buffer of size 939524096"
-    assert "in Conv node 'n1'; Failed to allocate memory for requested buffer of size 939524096" in str(
+    assert "in Conv node 'n1'; Failed to allocate memory for requested buffer of size up to 1024 MiB" in str(
         run_error(RuntimeError(text))
     )
 
@@ -103,3 +103,19 @@ def test_a_lack_of_memory_is_told_with_its_size() -> None:
 def test_what_is_wrong_with_a_model_is_told_in_full() -> None:
     text = "[ONNXRuntimeError] : 9 : NOT_IMPLEMENTED : Could not find an implementation for Foo(1) node with name 'x'"
     assert text in str(replay_error("cannot load the model", RuntimeError(text)))
+
+
+@pytest.mark.parametrize("amount", [700, 1_500_000, 4_938_271_560_704])
+def test_an_amount_of_memory_does_not_give_away_the_number_it_follows_from(amount: int) -> None:
+    """As where a model makes as many elements as the request says."""
+    told = {
+        str(run_error(RuntimeError(f"Failed to allocate memory for requested buffer of size {number}")))
+        for number in (amount, amount + amount // 1000)
+    }
+    assert len(told) == 1
+    assert str(amount) not in told.pop()
+
+
+def test_a_number_of_a_request_that_becomes_a_shape_is_not_told() -> None:
+    text = "Status Message: Attempting to broadcast an axis by a dimension other than 1. 3 by 12345"
+    assert "12345" not in str(run_error(RuntimeError(RUNNING.format("Add") + text)))

@@ -136,3 +136,8 @@ def test_the_watch_asks_in_its_own_thread_until_it_is_stopped(fake: FakeServer, 
     stop.set()
     thread.join(5)
     assert not thread.is_alive() and len(fake.asked) >= 3
+
+
+def test_a_url_that_is_none_is_told_without_its_password() -> None:
+    with pytest.raises(ValueError, match=r"htp://me:\*\*\*@server:8000' is no http"):
+        Server("htp://me:geheim@server:8000", 1.0)

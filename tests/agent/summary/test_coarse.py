@@ -43,8 +43,40 @@ def test_requests_that_are_not_finite_do_not_hide_the_others_value() -> None:
     assert told.mean[0] == pytest.approx(123.456, rel=WIDTH - 1)
 
 
+@pytest.mark.parametrize("largest", [[0.7310585786], [0.7310585786, 0.6224593312]])
+def test_values_that_outweigh_the_rest_cannot_be_worked_out(largest: list[float]) -> None:
+    """A class probability of a classifier that is sure of other classes for all requests but one or two."""
+    tiny = list(np.random.default_rng(0).uniform(1e-9, 1e-8, 40 - len(largest)))
+    column = np.array([*largest, *tiny])[:, np.newaxis]
+    exact = summary.from_pooled(column, column, np.ones_like(column))
+    assert exact.mean[0] * 40 == pytest.approx(sum(largest), rel=1e-6), "which is why"
+    told = coarsened(exact, 20)
+    assert told.mean[0] * 40 == pytest.approx(hist.representative(exact.mean_histogram).sum(), rel=1e-6)
+    assert told.mean[0] * 40 != pytest.approx(sum(largest), rel=1e-3)
+    assert told.m2[0] == pytest.approx(exact.m2[0], rel=0.1)
+    assert told.m2[0] != pytest.approx(exact.m2[0], rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    "fractions",
+    [[0.734], [0.734, 0.61], [*[1.0] * 24, 0.734], [*[1.0] * 24, 0.734, 0.61], [*[1e-6] * 24, 0.734]],
+)
+def test_the_share_that_stands_out_cannot_be_worked_out(fractions: list[float]) -> None:
+    """Of a sequence or picture that is positive everywhere, or nowhere, in all requests but one or two."""
+    column = np.array([*fractions, *[0.0] * (40 - len(fractions))])[:, np.newaxis]
+    exact = summary.from_pooled(column, column, column)
+    told = coarsened(exact, 20)
+    apart = column[(column > 1e-3) & (column < 1)]
+    lacking = exact.active[0] - exact.fraction_sum[0], told.active[0] - told.fraction_sum[0]
+    assert told.fraction_sum[0] == pytest.approx(exact.fraction_sum[0], rel=2 ** (1 / 16) - 1)
+    assert told.fraction_sum[0] != pytest.approx(exact.fraction_sum[0], rel=1e-5)
+    assert lacking[1] != pytest.approx(lacking[0], rel=1e-5)
+    squares = told.fraction_sq_sum[0] - (column == 1).sum()
+    assert squares != pytest.approx((apart**2).sum(), rel=1e-5)
+
+
 def test_enough_values_are_told_exactly() -> None:
-    values = list(np.random.default_rng(0).lognormal(size=20))
+    values = list(np.random.default_rng(0).uniform(0.5, 5, size=20))
     one = sparse(values, 40)
     told = coarsened(one, 20)
     assert (told.mean[0], told.m2[0]) == (one.mean[0], one.m2[0])

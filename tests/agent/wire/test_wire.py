@@ -77,7 +77,7 @@ def test_deployments_survive_the_round_trip() -> None:
 def heartbeat(**fields: Any) -> wire.Heartbeat:
     values: dict[str, Any] = {
         "at_ms": 5, "status": "serving", "interval_ms": 30_000, "window_ms": 60_000, "sample_rate": 0.05,
-        "requests": 100, "sampled": 5, "replayed": 3, "rejected": 1, "dropped": 1, "waiting_since_ms": 4,
+        "requests": 100, "sampled": 5, "replayed": 3, "rejected": 1, "dropped": 1, "waiting_since_ms": 4, "held": 2,
     }  # fmt: skip
     return wire.Heartbeat(**values | fields)
 

@@ -142,7 +142,9 @@ def test_the_reference_knows_its_design_effect_and_a_successor_takes_it_over() -
     base = play.store.reference(play.version.id)
     assert base is not None
     assert base.effects["relu"].windows == REFERENCE_WINDOWS
-    assert base.effects["relu"].values == pytest.approx(1.2, abs=0.35)
+    values = base.effects["relu"].values
+    assert values.mean() == pytest.approx(1.4, abs=0.25)
+    assert 1 <= values.min() < values.max() < 2
     second = play.store.add_version("2", PROBES, START + play.windows * WINDOW)
     taken = choice.from_previous(play.store, second, 100, START + play.windows * WINDOW)
     assert taken.effects == base.effects

@@ -124,12 +124,11 @@ def test_what_comes_with_every_weekend_is_no_change_and_a_shift_in_it_is() -> No
     quiet = play(week, 0.0, by_weekday=True)
     assert not any(check.findings for check in quiet)
     assert quiet[8].note == "compared with Mondays 08:00 UTC"
-    # Against all days at that hour, every weekend kills the channels that letters activate.
-    false_alarms = [finding for check in play(week, 0.0, by_weekday=False) for finding in check.findings]
-    assert {finding.test for finding in false_alarms} == {"dead"}
-    assert {finding.channels for finding in false_alarms} == {(0, 1, 2, 3)}
-    assert false_alarms[-1].details["compared_with"] == "all days 11:00 UTC"
-    # And what is new on a Monday is told on that Monday, instead of hiding behind the difference to weekends.
+    # Against all days at that hour the weekends are as silent, for all that differs less than they do is no evidence.
+    quiet = play(week, 0.0, by_weekday=False)
+    assert not any(check.findings for check in quiet)
+    assert quiet[8].note == "compared with all days 08:00 UTC"
+    # So what is new on a Monday is told on that Monday, instead of hiding behind the difference to weekends.
     drifts = [finding for check in play(monday, 0.35, by_weekday=True) for finding in check.findings]
     assert {finding.details["compared_with"] for finding in drifts} <= {
         f"Mondays {hour:02}:00 UTC" for hour in range(8, 12)

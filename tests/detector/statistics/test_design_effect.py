@@ -85,3 +85,31 @@ def test_moods_that_outlast_windows_make_evidence_slower(memory: float, least: f
             parts.append(summarise(rectified(rng, 400, 8, zeros)))
         found.append(float(np.median(estimate(reduce(merge, parts), parts).values)))
     assert least <= np.median(found) <= most
+
+
+def test_zeros_that_hang_together_more_than_values_do_count_by_themselves() -> None:
+    """One customer's requests all activate a channel, another's never do; how strongly is each request's own."""
+    rng = np.random.default_rng(8)
+
+    def window() -> Summary:
+        values = rectified(rng, 240, 20, zeros=0)
+        return summarise(values * np.repeat(rng.random((12, 20)) < 0.6, 20, axis=0))
+
+    parts = [window() for _ in range(40)]
+    effect = estimate(reduce(merge, parts), parts)
+    zeros = np.array([part.mean_histogram.zeros / part.n for part in parts])
+    own = (zeros.var(axis=0, ddof=1) * 240 / (zeros.mean(axis=0) * (1 - zeros.mean(axis=0)))).mean()
+    assert own > 2 * effect.estimate
+    assert effect.values.mean() > own
+
+
+def test_moods_of_many_windows_show_in_few_long_blocks() -> None:
+    rng = np.random.default_rng(9)
+    ratios = []
+    for _ in range(20):
+        moods = np.repeat(rng.choice([0.3, 0.7], 10), 8)
+        parts = [summarise(rectified(rng, 240, 10, zeros=float(share))) for share in moods]
+        # In the long run a mood is 8 windows of requests that prove as much as one window's do.
+        one = 240 * 0.04 / 0.25
+        ratios.append(float(np.median(estimate(reduce(merge, parts), parts).values)) / (8 * one))
+    assert np.median(ratios) > 0.8

@@ -316,3 +316,12 @@ def test_what_a_reference_may_show_is_a_noncentral_quantile_and_shrinks_with_its
 def test_arguments_out_of_range_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="must"):
         drift(empty(2), empty(2), **wrong)
+
+
+def test_counts_that_agree_almost_exactly_are_no_error() -> None:
+    """With many requests, two bins may agree to a millionth, where the noncentral chi-squared's own code overflows."""
+    tiny, far = np.array([0.0, 1e-16, 1e-8, 2.5e-8, 1e-6, 400.0]), np.full(6, 375.0)
+    tail = ncx2_tail(tiny, np.ones(6, np.int64), far)
+    assert tail[:5] == pytest.approx(1)
+    assert tail[5] == pytest.approx(ncx2.sf(400.0, 1, 375.0))
+    assert (ncx2_tail(tiny[:4], np.ones(4, np.int64), np.zeros(4)) > 0.999).all()

@@ -222,3 +222,19 @@ def test_a_second_pod_of_the_same_name_hides_nothing(line: Line) -> None:
     assert found is not None
     assert sum(span.n for span in line.store.spans(found.id, START, START + 20 * MINUTE)) == 2 * 20 * 20
     assert line.agent(START + 20 * MINUTE).state == "observing"
+
+
+def test_an_agent_that_holds_its_requests_back_is_not_blind(line: Line) -> None:
+    line.feed(deployment(1), beat(1), at=START)
+    held = START + 20 * MINUTE
+    line.feed(beat(2, held, requests=400, sampled=200, held=12), at=held)
+    assert (line.agent(held).state, line.agent(held).missed) == ("idle", 0)
+    # What it sampled later it has not told of yet; that counts after ten minutes without another word of any.
+    more = held + 5 * MINUTE
+    line.feed(beat(3, more, requests=800, sampled=400, held=12), at=more)
+    assert (line.agent(more).state, line.agent(more).missed) == ("idle", 200)
+    later = held + 11 * MINUTE
+    line.feed(beat(4, later, requests=900, sampled=450, held=12), at=later)
+    assert line.agent(later).state == "blind"
+    line.feed(beat(1, later, epoch=2, requests=10, sampled=5, held=3), at=later)
+    assert line.agent(later).state != "blind", "another start"

@@ -41,6 +41,13 @@ def test_offsets_move_with_the_batch(store: Store) -> None:
     assert store.next_offsets("another") == {}
 
 
+def test_windows_of_a_known_version_take_no_ids(store: Store, database_url: str) -> None:
+    for number in range(5):
+        store.ingest("t", 0, number or None, number + 1, [window(number + 1)])
+    store.ingest("t", 0, 5, 6, [window(6, version="2")])
+    assert version_id(store, "2") == version_id(store) + 1
+
+
 @pytest.mark.parametrize("expected", [None, 2, 4])
 def test_another_owner_makes_the_batch_fail_whole(store: Store, expected: int | None) -> None:
     store.ingest("t", 0, None, 3, [])
