@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import random
@@ -231,13 +232,11 @@ class Model(RuleBasedStateMachine):
         setattr(self.disk, f"{code}_error", errno.EIO)
         for size in sizes:
             self.try_append("m@1", size)
-        try:
+        with contextlib.suppress(OutboxError):  # a failing disk may say so; what it has kept is looked at below
             items = self.outbox.pending(2)
             self.outbox.acknowledge([item.rowid for item in items])
             self.maybe |= {name_of(item) for item in items}
             self.waiting = [name for name in self.waiting if name not in self.maybe]
-        except OutboxError:
-            assert True
         self.disk.heal()
         self.passed += 60
         self.resolve()
